@@ -1,0 +1,1 @@
+"""The config is the specification: what can be set, what it means, and which value holds."""

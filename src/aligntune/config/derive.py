@@ -1,0 +1,101 @@
+"""Which values follow from others? Defaults that depend on the algorithm, and contradictions between sections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from aligntune.config.enums import AlgorithmType as A
+from aligntune.config.run import RLRunConfig, SFTRunConfig
+from aligntune.config.synonyms import GROUP_RELATIVE, Path
+
+
+def derived(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, Any, str]]:
+    """(path, value, why) of unset settings whose value follows from the rest of the run."""
+    if isinstance(config, RLRunConfig):
+        yield from _rl(config)
+
+
+def _rl(config: RLRunConfig) -> Iterator[tuple[Path, Any, str]]:
+    train, algorithm = config.train, config.algorithm
+    if train.epochs is None and train.max_steps is None:
+        yield ("train", "epochs"), 1, "epochs and max_steps are both unset"
+    if config.algorithm is A.DPO:
+        return
+    if algorithm is A.PPO and not train.is_set("max_completion_length"):
+        yield ("train", "max_completion_length"), train.response_length, "response_length of PPO"
+    if algorithm in GROUP_RELATIVE:
+        yield from _group_relative(config)
+
+
+def _group_relative(config: RLRunConfig) -> Iterator[tuple[Path, Any, str]]:
+    train, algorithm = config.train, config.algorithm
+    if train.num_generations is None:
+        batch = train.per_device_batch_size
+        why = "per_device_batch_size" if batch >= 2 else "per_device_batch_size is below 2"
+        yield ("train", "num_generations"), batch if batch >= 2 else 8, why
+    if not train.is_set("kl_estimator"):
+        yield ("train", "kl_estimator"), "k3", "k1 has zero expected gradient in a loss"
+    if train.num_ppo_epochs is None:
+        yield ("train", "num_ppo_epochs"), 1, "one update per rollout in the GRPO family"
+    if algorithm is A.DR_GRPO and not train.is_set("scale_rewards"):
+        yield ("train", "scale_rewards"), "none", "Dr. GRPO does not divide by the standard deviation"
+    if algorithm is A.DAPO and train.cliprange_high is None:
+        yield ("train", "cliprange_high"), 0.28, "DAPO's upper clip"
+    if algorithm in (A.NEURAL_MIRROR_GRPO, A.META_ES) and not train.is_set("kl_coef"):
+        yield ("train", "kl_coef"), 0.0, "the mirror divergence takes the place of KL"
+
+
+def assign(config: Any, path: Path, value: Any) -> None:
+    """Set a value deep in a run."""
+    for part in path[:-1]:
+        config = config[part] if isinstance(part, int) else getattr(config, str(part))
+    setattr(config, str(path[-1]), value)
+
+
+def contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, str]]:
+    """(path, message) of settings that exclude each other."""
+    if config.dataset is not None and config.datasets:
+        yield ("datasets",), "give dataset or datasets, not both"
+    if config.model.quantization and not (
+        config.model.peft_enabled if isinstance(config, SFTRunConfig) else config.model.use_peft
+    ):
+        yield ("model", "quantization"), "quantised weights cannot be trained: turn LoRA on"
+    if isinstance(config, SFTRunConfig):
+        yield from _sft_contradictions(config)
+    else:
+        yield from _rl_contradictions(config)
+
+
+def _sft_contradictions(config: SFTRunConfig) -> Iterator[tuple[Path, str]]:
+    train, has_eval = config.train, config.eval_dataset is not None or config.eval_split is not None
+    if train.early_stopping_patience is not None and not has_eval:
+        yield ("train", "early_stopping_patience"), "needs evaluation data: give eval_dataset or eval_split"
+    if train.is_set("load_best_model_at_end") and train.load_best_model_at_end and not has_eval:
+        yield ("train", "load_best_model_at_end"), "needs evaluation data: give eval_dataset or eval_split"
+    if train.label_smoothing_factor and train.loss_type == "dft":
+        yield ("train", "label_smoothing_factor"), "is defined for loss_type nll, not dft"
+    if train.completion_only_loss is False and train.assistant_only_loss:
+        yield ("train", "assistant_only_loss"), "and completion_only_loss: false contradict each other"
+    if config.model.num_labels is not None and not all(source.task_type.is_classification for source in config.sources):
+        yield ("model", "num_labels"), "is for the classification tasks"
+
+
+def _rl_contradictions(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
+    train, model = config.train, config.model
+    if config.algorithm in GROUP_RELATIVE and train.num_generations == 1:
+        yield ("train", "num_generations"), "is 1: a group of one has no relative advantage; use at least 2"
+    given = [
+        name for name in ("reward_path", "reward_model_name", "reward_model_source") if getattr(model, name) is not None
+    ]
+    if len(given) > 1:
+        yield ("model", given[1]), f"and {given[0]} both name a reward model; keep one"
+    if config.algorithm is not A.DPO and not config.rewards and not given and config.reward_training is None:
+        yield ("rewards",), "is empty and there is no reward model: give reward_functions, rewards or reward_model_name"
+    if config.algorithm is A.DPO and config.rewards:
+        yield ("rewards",), "DPO learns from preference pairs; it uses no reward functions"
+    if train.reward_weights is not None and len(train.reward_weights) != len(config.rewards):
+        yield (
+            ("train", "reward_weights"),
+            f"has {len(train.reward_weights)} entries for {len(config.rewards)} reward functions",
+        )

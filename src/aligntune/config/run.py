@@ -1,0 +1,92 @@
+"""What is a whole run? The top of a config file: algorithm, backend, and one section per table."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, SerializeAsAny
+
+from aligntune.config import rl, sft
+from aligntune.config.algorithms import TRAINING_CLASSES
+from aligntune.config.base import Section
+from aligntune.config.enums import AlgorithmType, BackendType
+from aligntune.config.rewards import RewardConfig, RewardModelTrainingConfig
+
+
+class RunConfig(Section):
+    """What every run has."""
+
+    algorithm: AlgorithmType
+    """`sft`, `ppo`, `dpo`, `grpo`, `dapo`, `dr_grpo`, `gspo`, `neural_mirror_grpo`, `meta_es`; case, '-' and '_' do not matter."""
+    backend: BackendType = BackendType.AUTO
+    """`auto` (Unsloth, TRL, native: the first that can run the config), `trl`, `unsloth`, `native`."""
+    fallback: bool = True
+    """Whether a named backend that cannot run the config gives way to the next that can, with one log line; False: an error."""
+    skip_backends: list[BackendType] = []
+    """Backends that are never chosen."""
+    eval_split: str | None = None
+    """Split of the dataset (or of `eval_dataset`) that is evaluated on."""
+
+
+class SFTRunConfig(RunConfig):
+    """A supervised fine-tuning run."""
+
+    model: sft.ModelConfig
+    dataset: sft.DatasetConfig | None = None
+    datasets: list[sft.DatasetConfig] = []
+    """Several datasets, mixed by their `weight`; in place of `dataset`."""
+    eval_dataset: sft.DatasetConfig | None = None
+    """Rows to evaluate on; settings that are not given here are those of `dataset`."""
+    train: sft.TrainingConfig = sft.TrainingConfig()
+    evaluation: sft.EvaluationConfig = sft.EvaluationConfig()
+    logging: sft.LoggingConfig = sft.LoggingConfig()
+
+    @property
+    def sources(self) -> list[sft.DatasetConfig]:
+        """The training datasets, one or several."""
+        return [self.dataset] if self.dataset is not None else self.datasets
+
+
+class RLRunConfig(RunConfig):
+    """An RL alignment run; `train` is of the algorithm's own class."""
+
+    model: rl.ModelConfig
+    dataset: rl.DatasetConfig | None = None
+    datasets: list[rl.DatasetConfig] = []
+    """Several datasets, mixed by their `weight`; in place of `dataset`."""
+    eval_dataset: rl.DatasetConfig | None = None
+    """Rows to evaluate on; settings that are not given here are those of `dataset`."""
+    train: SerializeAsAny[rl.TrainingConfig]
+    logging: rl.LoggingConfig = rl.LoggingConfig()
+    rewards: Annotated[list[RewardConfig], Field()] = []
+    """Reward functions, summed by weight."""
+    reward_training: RewardModelTrainingConfig | None = None
+    """Train a reward model first, and use it."""
+
+    @property
+    def sources(self) -> list[rl.DatasetConfig]:
+        """The training datasets, one or several."""
+        return [self.dataset] if self.dataset is not None else self.datasets
+
+
+def run_class(algorithm: AlgorithmType) -> type[SFTRunConfig] | type[RLRunConfig]:
+    """The class of a whole run of `algorithm`."""
+    return SFTRunConfig if algorithm is AlgorithmType.SFT else RLRunConfig
+
+
+def section_classes(algorithm: AlgorithmType) -> dict[str, Any]:
+    """Section name -> class, for the sections of `algorithm` that hold settings by name."""
+    if algorithm is AlgorithmType.SFT:
+        return {
+            "model": sft.ModelConfig,
+            "dataset": sft.DatasetConfig,
+            "train": sft.TrainingConfig,
+            "evaluation": sft.EvaluationConfig,
+            "logging": sft.LoggingConfig,
+        }
+    return {
+        "model": rl.ModelConfig,
+        "dataset": rl.DatasetConfig,
+        "train": TRAINING_CLASSES[algorithm],
+        "logging": rl.LoggingConfig,
+    }
