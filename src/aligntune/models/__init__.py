@@ -1,0 +1,1 @@
+"""What is trained, what is frozen, in what precision, with which adapters and kernels?"""

@@ -1,0 +1,1 @@
+"""Which kernels carry the heavy operations: attention without padding, losses without logits, compiled layers."""
