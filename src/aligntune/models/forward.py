@@ -1,0 +1,148 @@
+"""What does a causal language model say about these rows, at the cost of the tokens that matter?
+
+One padding-free pass through the decoder trunk, then the language-model head on the trained positions only, chunk by
+chunk (`kernels.linear_loss`): neither pad tokens nor a `[T, V]` tensor exist. Serves full models and PEFT models whose
+adapters lie in the trunk, in training and evaluation, with gradient checkpointing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from aligntune.errors import ModelError
+from aligntune.models.kernels.linear_loss import LogProbs, linear_cross_entropy, linear_log_probs
+from aligntune.models.packed import PackedRows
+
+VARLEN_ATTENTION = (
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+    "aligntune_varlen",
+    "aligntune_packed_sdpa",
+)
+"""Attention implementations that take document boundaries as arguments; others read them off the position ids."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The language-model head as a linear map: `logits = scale * (hidden @ weight.T + bias)`, soft-capped if asked."""
+
+    weight: Tensor
+    bias: Tensor | None
+    softcap: float | None
+    scale: float
+
+    def arguments(self, temperature: float = 1.0) -> dict[str, Any]:
+        """`softcap` and `temperature` for the kernels, with the scale folded into both."""
+        softcap = None if self.softcap is None else self.softcap / self.scale
+        return {"bias": self.bias, "softcap": softcap, "temperature": temperature / self.scale}
+
+
+def packed_log_probs(
+    model: nn.Module,
+    rows: PackedRows,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    entropy_grad: bool = False,
+    collision: bool = False,
+    chunk_tokens: int | None = None,
+) -> LogProbs:
+    """Log-probabilities `[M]` of the trained tokens of `rows`; `rows.padded` lays them out as `[B, L]`."""
+    hidden = trunk_hidden(model, rows)[rows.predictors]
+    head = model_head(model)
+    wanted = {"entropy": entropy, "entropy_grad": entropy_grad, "collision": collision, "chunk_tokens": chunk_tokens}
+    return linear_log_probs(hidden, head.weight, rows.targets, **head.arguments(temperature), **wanted)
+
+
+def packed_loss(
+    model: nn.Module,
+    rows: PackedRows,
+    *,
+    label_smoothing: float = 0.0,
+    reduction: Literal["sum", "mean", "none"] = "mean",
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """Cross-entropy of the trained tokens of `rows`: a scalar, or `[M]` for "none"."""
+    hidden = trunk_hidden(model, rows)[rows.predictors]
+    head = model_head(model)
+    options: dict[str, Any] = {"label_smoothing": label_smoothing, "reduction": reduction, "chunk_tokens": chunk_tokens}
+    return linear_cross_entropy(hidden, head.weight, rows.targets, **head.arguments(), **options)
+
+
+def trunk_hidden(model: nn.Module, rows: PackedRows) -> Tensor:
+    """Last hidden states `[T, H]` of all tokens, after the final norm."""
+    causal = causal_model(model)
+    extra: dict[str, Any] = {}
+    if causal.config._attn_implementation in VARLEN_ATTENTION:
+        extra = {"cu_seq_lens_q": rows.cu_seqlens, "cu_seq_lens_k": rows.cu_seqlens}
+        extra |= {"max_length_q": rows.max_length, "max_length_k": rows.max_length}
+    out = causal.get_decoder()(input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False, **extra)
+    return out.last_hidden_state[0]
+
+
+def causal_model(model: nn.Module) -> Any:
+    """The transformers model inside PEFT or parallel wrappers, adapters live. ModelError for what cannot be packed."""
+    inner: Any = model
+    while isinstance(getattr(inner, "module", None), nn.Module) and not hasattr(inner, "get_decoder"):
+        inner = inner.module
+    if hasattr(inner, "peft_config") and hasattr(inner, "get_base_model"):
+        if inner.active_peft_config.is_prompt_learning:
+            raise ModelError(
+                "prompt tuning puts virtual tokens in front of every row and cannot be trained here: use LoRA"
+            )
+        inner = inner.get_base_model()
+    if getattr(inner.config, "is_encoder_decoder", False):
+        raise ModelError(f"{type(inner).__name__} is an encoder-decoder model: only decoder-only models can be trained")
+    return inner
+
+
+def model_head(model: nn.Module) -> Head:
+    """The output embedding of the model with its config's soft-capping and scaling."""
+    causal = causal_model(model)
+    layer = causal.get_output_embeddings()
+    if layer is None:
+        raise ModelError(f"{type(causal).__name__} has no language-model head")
+    if hasattr(layer, "lora_A") or hasattr(layer, "base_layer"):
+        raise ModelError("an adapter on the language-model head is not supported: leave lm_head out of target_modules")
+    config = causal.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies, Granite divides
+    if getattr(config, "logits_scaling", None):
+        scale /= config.logits_scaling
+    return Head(layer.weight, getattr(layer, "bias", None), getattr(config, "final_logit_softcapping", None), scale)
+
+
+@torch.no_grad()
+def check_packed(model: nn.Module, tolerance: float = 0.05) -> str | None:
+    """Why this model cannot be run packed, or None: it is tried on two short rows against its own plain forward pass.
+
+    Finds models whose head does more than `Head` says, whose positions cannot be given, or whose layers leak state
+    from one row into the next. `tolerance` is in nats, wide enough for bfloat16.
+    """
+    causal = causal_model(model)
+    device = causal.get_input_embeddings().weight.device
+    vocab = causal.get_input_embeddings().weight.shape[0]
+    rows = [[i % vocab for i in range(3, 10)], [i % vocab for i in range(5, 9)]]
+    packed = PackedRows.build(rows, [[True] * len(row) for row in rows], device)
+    was_training = model.training
+    model.eval()
+    try:
+        got = packed_log_probs(model, packed).log_probs
+        want = torch.cat([_plain_log_probs(causal, torch.tensor([row], device=device)) for row in rows])
+    except TypeError as error:
+        return f"{type(causal).__name__} does not take packed rows: {error}"
+    finally:
+        model.train(was_training)
+    worst = (got - want).abs().max().item()
+    if worst <= tolerance:
+        return None
+    return f"{type(causal).__name__} gives other log-probabilities when rows are packed (by {worst:.3g} nats)"
+
+
+def _plain_log_probs(causal: Any, ids: Tensor) -> Tensor:
+    logits = causal(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    return logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)

@@ -1,0 +1,129 @@
+"""How do rows of different length become one forward pass without padding?
+
+`PackedRows` puts the rows one after another into `[1, T]`, remembers where each begins, which positions predict a
+trained token, and how to lay per-token results out as `[B, L]` again. Everything is built on the CPU from lists and
+moved in one go, so that a step waits for the device nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """B rows of T tokens together, M of which are trained (have their log-probability taken).
+
+    input_ids, position_ids: `[1, T]`; positions count from 0 in every row.
+    cu_seqlens: `[B + 1]` int32, where each row begins, and T.
+    predictors: `[M]`, places in `[0, T)` whose hidden state predicts a trained token, in order.
+    targets: `[M]`, those tokens.
+    counts: trained tokens of each row; they sum to M.
+    cells: `[M]`, where each trained token goes in a flattened `[B, max(counts)]`.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    cu_seqlens: Tensor
+    max_length: int
+    predictors: Tensor
+    targets: Tensor
+    counts: tuple[int, ...]
+    cells: Tensor
+
+    @classmethod
+    def build(
+        cls, rows: Sequence[Sequence[int]], trained: Sequence[Sequence[bool]], device: torch.device | str = "cpu"
+    ) -> PackedRows:
+        """From token rows and, for each token, whether it is trained. The first token of a row has no predictor: it
+        cannot be trained and its flag is ignored."""
+        starts = [0]
+        for row in rows:
+            if not row:
+                raise ValueError("an empty row cannot be packed")
+            starts.append(starts[-1] + len(row))
+        ids = torch.tensor([t for row in rows for t in row])
+        flags = torch.tensor([bool(f) and i > 0 for row in trained for i, f in enumerate(row)])
+        if flags.shape != ids.shape:
+            raise ValueError(f"{len(flags)} flags for {len(ids)} tokens")
+        row_of = torch.repeat_interleave(torch.tensor([len(row) for row in rows]))
+        return cls._from_flat(ids, flags, row_of, torch.tensor(starts), torch.device(device))
+
+    @classmethod
+    def from_completions(
+        cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+    ) -> PackedRows:
+        """From prompts (at least one token each) and their completions, which are trained."""
+        pairs = list(zip(prompts, completions, strict=True))
+        rows = [[*prompt, *completion] for prompt, completion in pairs]
+        if any(not prompt for prompt, _ in pairs):
+            raise ValueError("a prompt without tokens cannot predict the first token of its completion")
+        return cls.build(rows, [[False] * len(p) + [True] * len(c) for p, c in pairs], device)
+
+    @classmethod
+    def from_flat(
+        cls,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        labels: Tensor,
+        *,
+        ignore_index: int = -100,
+        device: torch.device | str | None = None,
+    ) -> PackedRows:
+        """From a collator's `[1, T]` (or `[T]`) tensors: a row begins wherever the position is 0; `labels` stand at
+        their own token, not shifted. Give CPU tensors and a device: on CUDA tensors this waits for the device."""
+        ids, positions, labels = input_ids.flatten(), position_ids.flatten(), labels.flatten()
+        begins = positions == 0
+        if not bool(begins[0]):
+            raise ValueError("packed positions must start at 0")
+        starts = torch.cat([begins.nonzero().flatten(), torch.tensor([len(ids)], device=ids.device)])
+        flags = (labels != ignore_index) & ~begins
+        return cls._from_flat(ids, flags, begins.cumsum(0) - 1, starts, torch.device(device or ids.device))
+
+    @classmethod
+    def _from_flat(cls, ids: Tensor, flags: Tensor, row_of: Tensor, starts: Tensor, device: torch.device) -> PackedRows:
+        lengths = starts.diff()
+        trained = flags.nonzero().flatten()
+        counts = torch.bincount(row_of[trained], minlength=len(lengths))
+        rows = row_of[trained]
+        within = torch.arange(len(trained), device=ids.device) - (counts.cumsum(0) - counts)[rows]
+        width = int(counts.max()) if len(counts) else 0
+        tensors = {
+            "input_ids": ids[None],
+            "position_ids": (torch.arange(len(ids), device=ids.device) - starts[:-1][row_of])[None],
+            "cu_seqlens": starts.to(torch.int32),
+            "predictors": trained - 1,
+            "targets": ids[trained],
+            "cells": rows * width + within,
+        }
+        moved = {name: _move(tensor, device) for name, tensor in tensors.items()}
+        return cls(**moved, max_length=int(lengths.max()), counts=tuple(counts.tolist()))
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def padded(self, values: Tensor, fill: float = 0.0) -> Tensor:
+        """`[M]` values of the trained tokens as `[B, max(counts)]`, each row's from the left."""
+        width = max(self.counts, default=0)
+        flat = values.new_full((len(self) * width,), fill)
+        return flat.index_copy(0, self.cells, values).view(len(self), width)
+
+    def mask(self) -> Tensor:
+        """`[B, max(counts)]`, true where `padded` holds a trained token."""
+        return self.padded(torch.ones_like(self.targets, dtype=torch.bool), fill=False)
+
+    def row_sums(self, values: Tensor) -> Tensor:
+        """`[B]` sums of `[M]` values."""
+        return self.padded(values).sum(1)
+
+
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.device == device:
+        return tensor
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
