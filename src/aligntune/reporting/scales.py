@@ -1,0 +1,126 @@
+"""How do numbers become positions? Scales, round ticks, smoothing and thinning: the arithmetic under every chart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
+
+from aligntune.reporting.text import number, short
+
+MAX_POINTS = 600
+Numbers = Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps data in [low, high] to user units in [start, end]; logarithmic when `log`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, at = self.low, self.high, value
+        if self.log:
+            low, high, at = math.log10(low), math.log10(high), math.log10(at)
+        return self.start + (at - low) / (high - low) * (self.end - self.start)
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten apart) that cover [low, high].
+
+    The first is at or below `low`, the last at or above `high`.
+    """
+    if not low < high:
+        pad = abs(low) * 0.1 or 1.0
+        low, high = low - pad, high + pad
+    rough = (high - low) / max(1, count - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor for factor in (1, 2, 2.5, 5, 10) if rough <= factor * power * (1 + 1e-9)) * power
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [_rounded(index * step, step) for index in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten that cover [low, high], both positive."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    stride = max(1, math.ceil((last - first) / 6))
+    return [10.0**exponent for exponent in range(first, max(last, first + 1) + stride, stride)]
+
+
+def tick_label(value: float, step: float = 0.0) -> str:
+    """A tick's text: 1.5, 20k, 2e-05; `step` is the distance to the next tick and sets the decimals."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 10_000:
+        return short(value)
+    if abs(value) < 1e-3 or 0 < step < 1e-4:
+        return number(value, 3)
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step else 4
+    if step and not math.isclose(step * 10**decimals, round(step * 10**decimals), rel_tol=1e-6):
+        decimals += 1
+    text = f"{value:,.{decimals}f}"
+    return text if step or "." not in text else text.rstrip("0").rstrip(".")
+
+
+def smooth(values: Numbers, weight: float) -> list[float | None]:
+    """Exponential moving average, debiased at the start; gaps stay gaps and do not enter it. weight in [0, 1)."""
+    total, norm = 0.0, 0.0
+    result: list[float | None] = []
+    for value in values:
+        if not finite(value):
+            result.append(None)
+            continue
+        total, norm = weight * total + (1 - weight) * value, weight * norm + (1 - weight)
+        result.append(total / norm)
+    return result
+
+
+def thin(x: Numbers, y: Numbers, limit: int = MAX_POINTS) -> list[tuple[float, float | None]]:
+    """About `limit` points that keep every spike: the lowest and highest of each stretch, gaps, and both ends."""
+    points = [(float(a), float(b) if finite(b) else None) for a, b in zip(x, y, strict=True) if finite(a)]
+    if len(points) <= limit:
+        return points
+    size = math.ceil(len(points) / (limit // 2))
+    kept = {0, len(points) - 1}
+    for start in range(0, len(points), size):
+        stretch = list(enumerate(points[start : start + size], start))
+        solid = [(value, index) for index, (_, value) in stretch if value is not None]
+        kept.update([index for index, (_, value) in stretch if value is None][:1])
+        if solid:
+            kept |= {min(solid)[1], max(solid)[1]}
+    return [points[index] for index in sorted(kept)]
+
+
+def path(points: Sequence[tuple[float, float | None]], x: Scale, y: Scale) -> str:
+    """The `d` of a polyline: `M` starts each stretch between gaps, `L` continues it; a lone point is a stroke of length 0."""
+    parts, open_, alone = [], False, False
+    for at, value in points:
+        if value is None or (y.log and value <= 0):
+            if alone:
+                parts.append("h0")
+            open_ = alone = False
+            continue
+        parts.append(f"{'L' if open_ else 'M'}{fixed(x(at))},{fixed(y(value))}")
+        open_, alone = True, not open_
+    if alone:
+        parts.append("h0")
+    return "".join(parts)
+
+
+def finite(value: float | None) -> TypeGuard[float]:
+    """Neither missing, NaN nor infinite."""
+    return value is not None and math.isfinite(value)
+
+
+def fixed(value: float) -> str:
+    """A coordinate with at most one decimal."""
+    return f"{value:.1f}".rstrip("0").rstrip(".")
+
+
+def _rounded(value: float, step: float) -> float:
+    return round(value, max(0, 2 - math.floor(math.log10(step))))
