@@ -1,0 +1,191 @@
+"""Direct preference optimisation (arXiv 2305.18290) and its relatives: from token log-probabilities to the loss of a batch.
+
+    L = sum over losses k of weight_k / M * sum_pairs w(pair) * loss_k(pair)  +  nll_weight / N * sum -log pi(y_w)
+
+M pairs and N chosen tokens of the optimiser batch. The losses are in `pair_losses`; `loss_weights` mixes them (MPO,
+2411.10442). `nll_weight` is `rpo_alpha` (RPO, 2404.19733) plus the weight of the loss called `sft`.
+
+w is WPO's weight (2406.11827, Eq. 2) under `use_weighting`, else 1. It is not capped at 1 (the authors' code caps it, TRL no
+longer does), and it does not touch the NLL term (in TRL it does).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from aligntune.algorithms.base import Needs, algorithm
+from aligntune.algorithms.batch import Loss, Normalizers, PairBatch, PairLogProbs
+from aligntune.algorithms.ops import divide, kl, masked, sequence_means
+from aligntune.algorithms.pair_losses import PAIR_LOSSES, Pairs, score
+from aligntune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from aligntune.config.algorithms import DPOConfig
+
+
+def loss_weights(config: DPOConfig) -> dict[str, float]:
+    """The losses in use: `loss_weights`, or `loss_type` alone."""
+    return dict(config.loss_weights) if config.loss_weights else {config.loss_type or "sigmoid": 1.0}
+
+
+def pair_weights(config: DPOConfig) -> dict[str, float]:
+    """The same without `sft`, which is a loss of tokens."""
+    return {name: weight for name, weight in loss_weights(config).items() if name != "sft"}
+
+
+def nll_weight(config: DPOConfig) -> float:
+    return loss_weights(config).get("sft", 0.0) + (config.rpo_alpha or 0.0)
+
+
+def needs(config: DPOConfig) -> Needs:
+    names = pair_weights(config)
+    return Needs(
+        reference=not config.reference_free,
+        collision=config.use_weighting,
+        whole_batch=any(PAIR_LOSSES[name].compares_pairs for name in names),
+    )
+
+
+def check(config: DPOConfig) -> None:
+    """ConfigError with everything that contradicts or could not act."""
+    unknown = [name for name in pair_weights(config) if name not in PAIR_LOSSES]
+    if unknown:
+        raise ConfigError(f"there is no DPO loss '{unknown[0]}'; there are {', '.join([*PAIR_LOSSES, 'sft'])}")
+    problems = [message for broken, message in _rules(config) if broken]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _rules(config: DPOConfig) -> list[tuple[bool, str]]:
+    names = pair_weights(config)
+    losses = {name: PAIR_LOSSES[name] for name in names}
+    one_sided = [name for name, loss in losses.items() if not loss.margin_only]
+    transports = [name for name in names if name.startswith("aot")]
+    divergence = config.f_divergence_type
+    smooth = sorted(name for name, loss in PAIR_LOSSES.items() if loss.smooths)
+    given = config.loss_type if config.is_set("loss_type") else None
+    return [
+        (bool(config.loss_weights) and given is not None and given not in loss_weights(config),
+         f"loss_type {given} is not among loss_weights: give one of the two"),
+        (bool(names) and config.beta == 0, "beta is 0: the policy would not learn from the pairs; 0.1 is usual"),
+        ("exo_pair" in names and config.label_smoothing == 0,
+         "exo_pair needs label_smoothing above 0; the paper uses 1e-3"),
+        (config.label_smoothing > 0 and not any(loss.smooths for loss in losses.values()),
+         f"label_smoothing has no effect on {', '.join(names) or 'sft'}; it acts on {', '.join(smooth)}"),
+        (divergence != "reverse_kl" and bool(one_sided),
+         f"f_divergence_type {divergence} has no meaning for {', '.join(one_sided)}, which look at one answer at a time"),
+        (config.is_set("f_alpha_divergence_coef") and divergence != "alpha_divergence",
+         "f_alpha_divergence_coef acts with f_divergence_type: alpha_divergence"),
+        (config.is_set("discopop_tau") and "discopop" not in names, "discopop_tau acts with loss_type: discopop"),
+        (config.use_weighting and bool(transports),
+         f"use_weighting has no meaning for {', '.join(transports)}, which match answers of different pairs"),
+        (config.use_weighting and not names, "use_weighting has no effect on the sft loss"),
+        (config.reference_free and config.sync_ref_model, "sync_ref_model has no effect with reference_free"),
+    ]  # fmt: skip
+
+
+# ---- from tokens to sequences ---------------------------------------------------------------------------------------
+
+
+def sequence_log_prob(log_probs: Tensor, mask: Tensor, other_mask: Tensor, ld_alpha: float | None) -> Tensor:
+    """[B] sum of token log-probabilities. With `ld_alpha` (LD-DPO, 2409.06411), tokens beyond the length of the pair's
+    shorter answer count that much; positions are counted from the first completion token."""
+    values = masked(log_probs, mask)
+    if ld_alpha is None:
+        return values.sum(1)
+    shared = torch.minimum(mask.sum(1), other_mask.sum(1)).unsqueeze(1)
+    return torch.where(mask.cumsum(1) <= shared, values, ld_alpha * values).sum(1)
+
+
+def sequence_log_probs(batch: PairBatch, config: DPOConfig) -> PairLogProbs:
+    """[B] sums of both answers under policy and reference, LD-DPO applied to both models alike.
+
+    References given as [B] are taken as they are: they must have been summed by this function, under the same `ld_alpha`.
+    `reference_free` reads none.
+    """
+    sides: list[Tensor] = []
+    for log_probs, mask, other in (
+        (batch.chosen_log_probs, batch.chosen_mask, batch.rejected_mask),
+        (batch.rejected_log_probs, batch.rejected_mask, batch.chosen_mask),
+        (batch.ref_chosen_log_probs, batch.chosen_mask, batch.rejected_mask),
+        (batch.ref_rejected_log_probs, batch.rejected_mask, batch.chosen_mask),
+    ):
+        if log_probs is None or (config.reference_free and len(sides) >= 2):
+            sides.append(torch.zeros_like(sides[0]))
+        else:
+            sides.append(
+                log_probs if log_probs.dim() == 1 else sequence_log_prob(log_probs, mask, other, config.ld_alpha)
+            )
+    return PairLogProbs(*sides)
+
+
+def wpo_weight(log_probs: Tensor, log_collision: Tensor | None, mask: Tensor) -> Tensor:
+    """[B] exp(mean_t [log pi(y_t) - log sum_v pi(v)^2]), without gradient: 1 for a uniform policy."""
+    if log_collision is None:
+        raise ValueError("use_weighting: the batch needs the log collision probabilities")
+    return sequence_means(log_probs.detach() - log_collision.detach(), mask).exp()
+
+
+def _pairs(batch: PairBatch, config: DPOConfig) -> Pairs:
+    sums = sequence_log_probs(batch, config)
+    return Pairs(
+        log_probs=sums,
+        chosen_tokens=batch.chosen_mask.sum(1).clamp(min=1),
+        rejected_tokens=batch.rejected_mask.sum(1).clamp(min=1),
+        chosen_score=score(sums.chosen - sums.ref_chosen, config),
+        rejected_score=score(sums.rejected - sums.ref_rejected, config),
+        whole=batch.whole or sums.detach(),
+        first=batch.first,
+    )
+
+
+# ---- the loss -------------------------------------------------------------------------------------------------------
+
+
+@algorithm("dpo", inputs="pairs", needs=needs, check=check)
+def loss(batch: PairBatch, config: DPOConfig, normalizers: Normalizers) -> Loss:
+    if needs(config).reference and batch.ref_chosen_log_probs is None:
+        raise ValueError("the batch needs the reference's log-probabilities (or set reference_free)")
+    pairs = _pairs(batch, config)
+    weight = torch.ones_like(pairs.chosen_ratio)
+    if config.use_weighting:
+        weight = wpo_weight(batch.chosen_log_probs, batch.chosen_log_collision, batch.chosen_mask)
+        weight = weight * wpo_weight(batch.rejected_log_probs, batch.rejected_log_collision, batch.rejected_mask)
+    value = batch.chosen_log_probs.new_zeros(())
+    metrics = {}
+    for name, coefficient in pair_weights(config).items():
+        share = divide((weight * PAIR_LOSSES[name].function(pairs, config)).sum(), normalizers.num_sequences)
+        value = value + coefficient * share
+        metrics[f"loss/{name}"] = share.detach()
+    if nll_weight(config):
+        nll = divide(-masked(batch.chosen_log_probs, batch.chosen_mask).sum(), normalizers.num_tokens)
+        value = value + nll_weight(config) * nll
+        metrics["loss/nll"] = nll.detach()
+    if config.use_weighting:
+        metrics["wpo_weight"] = divide(weight.sum(), normalizers.num_sequences)
+    return Loss(value, metrics | pair_metrics(batch, pairs, config, normalizers) | {"loss": value.detach()})
+
+
+@torch.no_grad()
+def pair_metrics(batch: PairBatch, pairs: Pairs, config: DPOConfig, normalizers: Normalizers) -> dict[str, Tensor]:
+    """Means over pairs, as shares: implied rewards beta * log-ratio, their accuracy and margin, log-probabilities of both
+    sides (chosen ones that fall are likelihood displacement, 2410.08847), and, where the reference's token log-probabilities
+    are given, `kl/*`: the mean over a side's tokens of k3, a drift from the reference on texts that the policy did not write."""
+    chosen, rejected = config.beta * pairs.chosen_ratio, config.beta * pairs.rejected_ratio
+    values = {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).to(chosen.dtype),
+        "logps/chosen": pairs.log_probs.chosen,
+        "logps/rejected": pairs.log_probs.rejected,
+    }
+    for side in ("chosen", "rejected"):
+        log_probs, mask = getattr(batch, f"{side}_log_probs"), getattr(batch, f"{side}_mask")
+        reference = getattr(batch, f"ref_{side}_log_probs")
+        if reference is not None and reference.dim() == 2:
+            values[f"kl/{side}"] = sequence_means(kl("k3", masked(log_probs - reference, mask)), mask)
+    return {name: divide(value.sum(), normalizers.num_sequences) for name, value in values.items()}
