@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from aligntune.config.base import Count, OneOf, Rate, Share, Size, Text, Weight
+from aligntune.config.base import Count, OneOf, Rate, Size, Text, Weight
 from aligntune.config.enums import AlgorithmType
 from aligntune.config.rl import TrainingConfig
 

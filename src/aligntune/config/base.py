@@ -8,7 +8,7 @@ matched in any case and with '-' for '_'. The docstring under a field is its doc
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
@@ -31,6 +31,20 @@ class Section(BaseModel):
 def plain_word(value: str) -> str:
     """The form in which words are compared: lower case, '_' for '-' and blanks."""
     return value.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """LoRA under one set of names, whichever side (SFT or RL) it was set on."""
+
+    rank: int
+    alpha: int
+    dropout: float
+    target_modules: list[str] | str | None
+    """None: the library's choice for the architecture."""
+    strict_targets: bool
+    """Whether a missing target module is an error (it is when the user named it)."""
+    bias: str = "none"
 
 
 class Choice(StrEnum):

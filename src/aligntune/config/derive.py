@@ -12,8 +12,18 @@ from aligntune.config.synonyms import GROUP_RELATIVE, Path
 
 def derived(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, Any, str]]:
     """(path, value, why) of unset settings whose value follows from the rest of the run."""
+    yield from _save_at_evaluations(config)
     if isinstance(config, RLRunConfig):
         yield from _rl(config)
+
+
+def _save_at_evaluations(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, Any, str]]:
+    """Keeping the best model needs a checkpoint at evaluations: the two intervals must fit."""
+    schedule, train = config.schedule, config.train
+    unfit = schedule.eval_strategy == schedule.save_strategy == "steps" and schedule.save_every % schedule.eval_every
+    if schedule.keep_best and unfit and not train.is_set("save_interval"):
+        fitting = -(-schedule.save_every // schedule.eval_every) * schedule.eval_every
+        yield ("train", "save_interval"), fitting, "a multiple of eval_interval, to keep the best model"
 
 
 def _rl(config: RLRunConfig) -> Iterator[tuple[Path, Any, str]]:
@@ -57,6 +67,21 @@ def contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, s
     """(path, message) of settings that exclude each other."""
     if config.dataset is not None and config.datasets:
         yield ("datasets",), "give dataset or datasets, not both"
+    schedule = config.schedule
+    if schedule.keep_best and schedule.eval_strategy != schedule.save_strategy:
+        yield (
+            ("train", "load_best_model_at_end"),
+            (
+                f"needs checkpoints at evaluations: eval_strategy is {schedule.eval_strategy}, save_strategy {schedule.save_strategy}"
+            ),
+        )
+    elif schedule.keep_best and schedule.eval_strategy == "steps" and schedule.save_every % schedule.eval_every:
+        yield (
+            ("train", "save_interval"),
+            (
+                f"is {schedule.save_every}, not a multiple of eval_interval {schedule.eval_every}, which load_best_model_at_end needs"
+            ),
+        )
     if config.model.quantization and not (
         config.model.peft_enabled if isinstance(config, SFTRunConfig) else config.model.use_peft
     ):

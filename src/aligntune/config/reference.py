@@ -57,7 +57,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _with_algorithm(run: type[Any], algorithm: AlgorithmType) -> type[Any]:
-    return create_model(f"{algorithm.value}_run", __base__=run, algorithm=(Literal[algorithm.value], ...))  # type: ignore[valid-type]
+    return create_model(f"{algorithm.value}_run", __base__=run, algorithm=(Literal[algorithm.value], ...))  # type: ignore[arg-type]
 
 
 def reference_page() -> str:

@@ -103,9 +103,10 @@ def resolve(
     if config is None or work.problems:
         raise ConfigError(_report(work.problems))
     for path, value, why in derive.derived(config):
-        derive.assign(config, path, value)
-        work.origins[path] = Origin("derived", f"({why})")
-        _set(work.tree, path, value)
+        for same_path, shown in _shown(work.algorithm, path, value):
+            derive.assign(config, same_path, shown)
+            work.origins[same_path] = Origin("derived", f"({why})")
+            _set(work.tree, same_path, shown)
     if problems := [
         Problem(path, message, work.origins.get(path, Origin("default")))
         for path, message in derive.contradictions(config)
@@ -297,7 +298,8 @@ def _backend_flag(work: _Work, found: dict[Path, Entry], entry: Entry, backend: 
         _conflict(work, named, ("backend",), Entry(entry.path, entry.value, entry.origin))
     else:
         skipped = found.get(("skip_backends",), Entry(("skip_backends",), [], entry.origin))
-        found[("skip_backends",)] = Entry(("skip_backends",), [*skipped.value, backend], entry.origin)
+        if backend not in skipped.value:
+            found[("skip_backends",)] = Entry(("skip_backends",), [*skipped.value, backend], entry.origin)
 
 
 def _comparable(value: Any) -> Any:
@@ -334,6 +336,14 @@ def _join(work: _Work, group: Group, found: dict[Path, Entry]) -> None:
         if shown is not None:
             found[path] = Entry(path, shown, winner.origin)
             work.written[path] = work.written.get(winner.path, winner.path)
+
+
+def _shown(algorithm: AlgorithmType, path: Path, value: Any) -> Iterable[tuple[Path, Any]]:
+    """The path and its synonyms, each with what it shows for `value`."""
+    yield path, value
+    for group in groups(algorithm):
+        if path == group.canonical:
+            yield from ((member, group.shown(member, value)) for member in group.members if member != path)
 
 
 # The tree -------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,20 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from aligntune.config.base import Count, Function, OneOf, Percent, Rate, Section, Settings, Share, Size, Text, Weight
+from aligntune.config.base import (
+    Count,
+    Function,
+    LoraSettings,
+    OneOf,
+    Percent,
+    Rate,
+    Section,
+    Settings,
+    Share,
+    Size,
+    Text,
+    Weight,
+)
 from aligntune.config.enums import PrecisionType
 from aligntune.config.rewards import RewardModelSourceConfig
 from aligntune.config.sft import Attention, LogLevel, Strategy
@@ -84,6 +97,15 @@ class ModelConfig(Section):
     had."""
     reward_device: Annotated[str, OneOf("auto", "cpu", "cuda")] = "auto"
     """Device of the reward model; `auto` is the policy's."""
+
+    @property
+    def lora(self) -> LoraSettings | None:
+        """LoRA, or None for full fine-tuning."""
+        if not self.use_peft:
+            return None
+        dropout = 0.0 if self.disable_dropout else self.lora_dropout
+        named = self.is_set("lora_target_modules")
+        return LoraSettings(self.lora_r, self.lora_alpha, dropout, self.lora_target_modules, strict_targets=named)
 
 
 class DatasetConfig(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, SerializeAsAny
 
@@ -11,6 +11,21 @@ from aligntune.config.algorithms import TRAINING_CLASSES
 from aligntune.config.base import Section
 from aligntune.config.enums import AlgorithmType, BackendType
 from aligntune.config.rewards import RewardConfig, RewardModelTrainingConfig
+
+
+class Schedule(NamedTuple):
+    """When a run logs, evaluates and saves, under one set of names for SFT and RL."""
+
+    log_strategy: str
+    log_every: int
+    eval_strategy: str
+    eval_every: int
+    save_strategy: str
+    save_every: int
+    save_total_limit: int | None
+    keep_best: bool
+    best_metric: str | None
+    greater_is_better: bool
 
 
 class RunConfig(Section):
@@ -26,6 +41,11 @@ class RunConfig(Section):
     """Backends that are never chosen."""
     eval_split: str | None = None
     """Split of the dataset (or of `eval_dataset`) that is evaluated on."""
+
+    @property
+    def has_eval(self) -> bool:
+        """Whether there is evaluation data."""
+        return self.eval_split is not None or getattr(self, "eval_dataset", None) is not None
 
 
 class SFTRunConfig(RunConfig):
@@ -45,6 +65,21 @@ class SFTRunConfig(RunConfig):
     def sources(self) -> list[sft.DatasetConfig]:
         """The training datasets, one or several."""
         return [self.dataset] if self.dataset is not None else self.datasets
+
+    @property
+    def eval_source(self) -> sft.DatasetConfig | None:
+        """The evaluation dataset: `eval_dataset`, with `eval_split` if given, or that split of `dataset`."""
+        return _eval_source(self.eval_dataset, self.sources, self.eval_split)
+
+    @property
+    def schedule(self) -> Schedule:
+        train, logging = self.train, self.logging
+        return Schedule(
+            "steps", logging.log_interval, logging.eval_strategy if self.has_eval else "no", train.eval_interval,
+            logging.save_strategy, train.save_interval, train.save_total_limit,
+            train.load_best_model_at_end and self.has_eval and "no" not in (logging.eval_strategy, logging.save_strategy),
+            train.metric_for_best_model, train.greater_is_better,
+        )  # fmt: skip
 
 
 class RLRunConfig(RunConfig):
@@ -67,6 +102,30 @@ class RLRunConfig(RunConfig):
     def sources(self) -> list[rl.DatasetConfig]:
         """The training datasets, one or several."""
         return [self.dataset] if self.dataset is not None else self.datasets
+
+    @property
+    def eval_source(self) -> rl.DatasetConfig | None:
+        """The evaluation dataset: `eval_dataset`, with `eval_split` if given, or that split of `dataset`."""
+        return _eval_source(self.eval_dataset, self.sources, self.eval_split)
+
+    @property
+    def schedule(self) -> Schedule:
+        train = self.train
+        return Schedule(
+            train.logging_strategy, train.logging_steps, train.eval_strategy if self.has_eval else "no", train.eval_interval,
+            train.save_strategy, train.save_interval, train.save_total_limit,
+            train.load_best_model_at_end and self.has_eval and "no" not in (train.eval_strategy, train.save_strategy),
+            train.metric_for_best_model, train.greater_is_better,
+        )  # fmt: skip
+
+
+def _eval_source(eval_dataset: Any, sources: list[Any], eval_split: str | None) -> Any:
+    source = eval_dataset
+    if source is None and eval_split is not None:
+        source = sources[0].model_copy(update={"percent": None, "max_samples": None})
+    if source is None or eval_split is None:
+        return source
+    return source.model_copy(update={"split": eval_split})
 
 
 def run_class(algorithm: AlgorithmType) -> type[SFTRunConfig] | type[RLRunConfig]:

@@ -6,7 +6,20 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from aligntune.config.base import Count, Function, OneOf, Percent, Rate, Section, Settings, Share, Size, Text, Weight
+from aligntune.config.base import (
+    Count,
+    Function,
+    LoraSettings,
+    OneOf,
+    Percent,
+    Rate,
+    Section,
+    Settings,
+    Share,
+    Size,
+    Text,
+    Weight,
+)
 from aligntune.config.enums import PrecisionType, TaskType
 
 Attention = Annotated[
@@ -58,6 +71,16 @@ class ModelConfig(Section):
     """Classes of a classification head. Unset: counted from the labels."""
     model_init_kwargs: Settings = {}
     """Further keyword arguments of `from_pretrained`; they may not repeat a setting that has its own name."""
+
+    @property
+    def lora(self) -> LoraSettings | None:
+        """LoRA, or None for full fine-tuning."""
+        if not self.peft_enabled:
+            return None
+        given = self.target_modules
+        return LoraSettings(
+            self.lora_rank, self.lora_alpha, self.lora_dropout, given, strict_targets=given is not None, bias=self.bias
+        )
 
 
 class DatasetConfig(Section):

@@ -80,7 +80,7 @@ class Group:
 
 
 def _equals(canonical: Path, *others: Path) -> Group:
-    return Group(canonical, {path: same for path in (canonical, *others)})
+    return Group(canonical, dict.fromkeys((canonical, *others), same))
 
 
 def _is(word: str) -> Callable[[Any], bool]:

@@ -1,0 +1,48 @@
+"""Is this a model? What a folder holds, and what to say when it is not one."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+
+from aligntune.errors import ModelError
+
+
+def is_model_folder(name: str) -> bool:
+    """True for a local model or adapter, False for a hub name; a path that is neither is a `ModelError`."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if (path / "config.json").exists() or (path / "adapter_config.json").exists():
+            return True
+        nested = [str(found.parent) for found in sorted(path.glob("*/config.json"))]
+        hint = f"; did you mean {nested[0]}?" if nested else ""
+        raise ModelError(f"{name}: is a folder without config.json or adapter_config.json, so not a model{hint}")
+    if path.is_file():
+        raise ModelError(f"{name}: is a file; a model is a folder with config.json and weights, or a hub name")
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+        close = difflib.get_close_matches(path.name, [item.name for item in path.parent.glob("*")], n=1)
+        hint = f"; did you mean {path.parent / close[0]}?" if close else ""
+        raise ModelError(f"{name}: no such folder{hint}")
+    return False
+
+
+def adapter_base(name: str) -> str | None:
+    """The base model of a local adapter folder, or None when `name` is not one."""
+    file = Path(name) / "adapter_config.json"
+    if not file.exists() or (Path(name) / "config.json").exists():
+        return None
+    return json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+
+
+def explain_missing(name: str, part: str, error: Exception) -> str:
+    """One paragraph for a model or tokenizer that cannot be loaded."""
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if Path(name).is_dir():
+        return f"{name}: its {part} cannot be loaded ({first_line})"
+    if "trust_remote_code" in str(error):
+        return f"{name}: needs its own code to load. Read that code, then allow it with trust_remote_code: true"
+    return (
+        f"{name}: no such folder, and its {part} cannot be had from the hub ({first_line}). "
+        "Give a local folder, or check the name, the network and the access token"
+    )

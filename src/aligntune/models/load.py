@@ -1,0 +1,127 @@
+"""Loading a model for training: weights, precision, quantisation, attention kernel, LoRA."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from aligntune.config import rl, sft
+from aligntune.errors import ConfigError, ModelError, require
+from aligntune.models.files import adapter_base, explain_missing, is_model_folder
+from aligntune.models.kernels.attention import resolve_attention
+from aligntune.models.lora import add_lora
+from aligntune.models.precision import Precision, device
+
+logger = logging.getLogger(__name__)
+
+ModelConfig = sft.ModelConfig | rl.ModelConfig
+
+OWN_NAMES = {
+    "dtype": "precision", "torch_dtype": "precision", "attn_implementation": "attn_implementation", "device_map": "device_map",
+    "max_memory": "max_memory", "quantization_config": "quantization", "num_labels": "num_labels",
+}  # fmt: skip
+
+
+def load_policy(
+    config: ModelConfig, precision: Precision, *, auto_class: Any = AutoModelForCausalLM, **head: Any
+) -> Any:
+    """The model to train, with its LoRA adapter if one is asked for.
+
+    `auto_class` and `head` (e.g. `num_labels`) choose the head. An adapter folder as `name_or_path` is merged into its
+    base, which is then trained further. Raises `ModelError` when nothing would be trained.
+    """
+    lora = config.lora
+    trained = lora is None
+    model = load_model(config, precision, trained=trained, auto_class=auto_class, **head)
+    if config.quantization and lora is not None:
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.gradient_checkpointing)
+    if lora is not None:
+        model = add_lora(model, lora, head=auto_class is not AutoModelForCausalLM)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(f"{config.name_or_path}: no parameter is trainable, so training would change nothing")
+    return model
+
+
+def load_model(
+    config: ModelConfig, precision: Precision, *, trained: bool, name: str | None = None, auto_class: Any = AutoModelForCausalLM,
+    init_kwargs: dict[str, Any] | None = None, **head: Any,
+) -> Any:  # fmt: skip
+    """The bare model `name` (default `name_or_path`), placed on its device, without a new adapter."""
+    name = name or config.name_or_path
+    is_model_folder(name)
+    base = adapter_base(name)
+    kwargs = _from_pretrained_kwargs(config, precision, trained, init_kwargs) | head
+    try:
+        model = auto_class.from_pretrained(base or name, **kwargs)
+    except (OSError, KeyError) as error:
+        raise ModelError(explain_missing(base or name, "weights", error)) from error
+    except ValueError as error:
+        if "trust_remote_code" in str(error) or "Unrecognized" in str(error):
+            raise ModelError(explain_missing(base or name, "weights", error)) from error
+        raise
+    if base is not None:
+        model = merge_adapter(model, name)
+    if "device_map" not in kwargs:
+        model.to(device())
+    return model
+
+
+def merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
+    """The model with a saved LoRA adapter added into its weights."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+
+
+def _from_pretrained_kwargs(
+    config: ModelConfig, precision: Precision, trained: bool, init_kwargs: dict[str, Any] | None
+) -> dict[str, Any]:
+    given = dict(config.model_init_kwargs if init_kwargs is None else init_kwargs)
+    for name in given:
+        if name in OWN_NAMES:
+            raise ConfigError(
+                f"model.model_init_kwargs.{name}: has a setting of its own, model.{OWN_NAMES[name]}; use that"
+            )
+    implementation, reason = resolve_attention(config.attn_implementation, device())
+    logger.info("attention: %s (%s)", implementation, reason)
+    kwargs: dict[str, Any] = {"dtype": precision.weights(trained=trained), "attn_implementation": implementation}
+    if config.quantization:
+        kwargs["quantization_config"] = _quantization(config.quantization, precision)
+        kwargs["device_map"] = {"": device()}
+    if config.device_map not in (None, "auto"):
+        kwargs["device_map"] = config.device_map
+    if config.max_memory is not None:
+        kwargs["max_memory"] = {
+            int(key) if str(key).isdigit() else key: size for key, size in config.max_memory.items()
+        }
+        kwargs.setdefault("device_map", "auto")
+    if isinstance(config, rl.ModelConfig):
+        kwargs["trust_remote_code"] = config.trust_remote_code
+    return kwargs | given
+
+
+def _quantization(settings: dict[str, Any], precision: Precision) -> BitsAndBytesConfig:
+    require("bitsandbytes", extra="quant", why="model.quantization")
+    if device().type == "cpu":
+        raise ConfigError("model.quantization: needs a GPU; leave it out on the CPU")
+    known = BitsAndBytesConfig().to_dict()
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"model.quantization.{unknown[0]}: is not a field of BitsAndBytesConfig ({', '.join(sorted(known))})"
+        )
+    if settings.get("load_in_4bit"):
+        settings = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": precision.compute} | settings
+    return BitsAndBytesConfig(**settings)
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes)

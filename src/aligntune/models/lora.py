@@ -1,0 +1,64 @@
+"""LoRA adapters (arXiv 2106.09685) by PEFT."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from aligntune.config.base import LoraSettings
+from aligntune.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+
+def add_lora(model: Any, lora: LoraSettings, *, head: bool = False) -> Any:
+    """The model with a new LoRA adapter; with `head`, the classification head trains too and is saved with the adapter."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        bias=lora.bias,  # type: ignore[arg-type]
+        target_modules=_targets(model, lora),
+        modules_to_save=_head_names(model) if head else None,
+        task_type=None if head else "CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def _targets(model: Any, lora: LoraSettings) -> list[str] | str:
+    present = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    wanted = lora.target_modules
+    if isinstance(wanted, list):
+        missing = [name for name in wanted if name.rsplit(".", 1)[-1] not in present]
+        if not missing:
+            return wanted
+        if lora.strict_targets:
+            linear = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)})
+            raise ModelError(
+                f"target_modules: the model has no {', '.join(missing)}; its linear layers are {', '.join(linear)}"
+            )
+    elif wanted is not None:
+        return wanted
+    return _architecture_default(model) or "all-linear"
+
+
+def _architecture_default(model: Any) -> list[str] | None:
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+    found = DEFAULTS.get(model.config.model_type)
+    return list(found) if found is not None else None
+
+
+def _is_linear(module: Any) -> bool:
+    return hasattr(module, "in_features") and hasattr(module, "out_features")
+
+
+def _head_names(model: Any) -> list[str]:
+    """The head's module names: the direct children outside the base model that hold parameters."""
+    return [
+        name
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in child.parameters())
+    ]

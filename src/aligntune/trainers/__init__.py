@@ -1,0 +1,1 @@
+"""The loops, on `transformers.Trainer`: they know no algorithm by name."""

@@ -1,0 +1,68 @@
+"""From our settings to transformers' `TrainingArguments`: the one place where the names change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from aligntune.config.run import RLRunConfig, SFTRunConfig
+from aligntune.models.precision import Precision, device
+
+LARGE_EPOCHS = 1_000_000
+"""Passes when only `max_steps` counts."""
+
+
+def training_arguments(
+    run: SFTRunConfig | RLRunConfig, checkpoints: Path, precision: Precision, *, cls: type[TrainingArguments] = TrainingArguments,
+    **more: Any,
+) -> Any:  # fmt: skip
+    """`cls` filled from the run: optimiser, schedule, batches, precision, evaluation and checkpoints.
+
+    `more` are fields of `cls` of the caller's own. Logging goes through our callback, so `report_to` is none. Every field
+    that has a setting is passed, so that no default of another library shows through.
+    """
+    train, schedule = run.train, run.schedule
+    values: dict[str, Any] = {
+        "output_dir": str(checkpoints),
+        "per_device_train_batch_size": train.per_device_batch_size,
+        "per_device_eval_batch_size": getattr(train, "per_device_eval_batch_size", train.per_device_batch_size),
+        "gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "max_steps": train.max_steps if train.max_steps is not None else -1,
+        "num_train_epochs": train.epochs if train.epochs is not None else LARGE_EPOCHS,
+        "learning_rate": train.learning_rate,
+        "weight_decay": train.weight_decay,
+        "warmup_steps": train.warmup_steps if train.warmup_steps else min(train.warmup_ratio, 1 - 1e-9),
+        "max_grad_norm": train.max_grad_norm,
+        "optim": train.optimizer,
+        "lr_scheduler_type": train.lr_scheduler,
+        "bf16": precision.compute is torch.bfloat16,
+        "fp16": precision.compute is torch.float16,
+        "use_cpu": device().type == "cpu",
+        "gradient_checkpointing": run.model.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} | train.gradient_checkpointing_kwargs,
+        "logging_strategy": schedule.log_strategy,
+        "logging_steps": schedule.log_every,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": schedule.eval_strategy,
+        "eval_steps": schedule.eval_every,
+        "save_strategy": schedule.save_strategy,
+        "save_steps": schedule.save_every,
+        "save_total_limit": schedule.save_total_limit,
+        "load_best_model_at_end": schedule.keep_best,
+        "metric_for_best_model": schedule.best_metric,
+        "greater_is_better": schedule.greater_is_better,
+        "restore_callback_states_from_checkpoint": True,
+        "seed": train.seed,
+        "data_seed": train.data_seed if train.data_seed is not None else train.seed,
+        "report_to": "none",
+        "run_name": run.logging.run_name,
+        "disable_tqdm": True,
+        "log_level": "warning",
+        "dataloader_pin_memory": device().type == "cuda",
+        "use_liger_kernel": train.use_liger_kernel,
+        "save_only_model": False,
+    }
+    return cls(**(values | more))
