@@ -1,0 +1,1 @@
+"""What does the policy say, and with what log-probabilities?"""

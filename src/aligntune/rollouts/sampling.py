@@ -1,0 +1,59 @@
+"""From logits to the distribution that is sampled, and to the log-probabilities of what was drawn.
+
+Tensors only, no data-dependent control flow: the same functions run inside a CUDA graph and inside `generate`.
+Shapes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aligntune.rollouts.base import SamplingParams
+
+
+def tempered(logits: Tensor, params: SamplingParams) -> Tensor:
+    """`[B, V]` float32 scores of the distribution whose log-probabilities are reported."""
+    scores = logits.float()
+    return scores if params.temperature in (0, 1) else scores / params.temperature
+
+
+def reshaped(logits: Tensor, params: SamplingParams, seen: Tensor | None = None) -> Tensor:
+    """`[B, V]` float32 scores of the distribution that is sampled; `seen` `[B, V]` marks tokens of prompt and completion."""
+    scores = logits.float()
+    if params.repetition_penalty != 1 and seen is not None:
+        factor = params.repetition_penalty
+        scores = torch.where(seen, torch.where(scores < 0, scores * factor, scores / factor), scores)
+    scores = tempered(scores, params)
+    if params.top_k > 0:
+        floor = scores.topk(min(params.top_k, scores.shape[-1]), dim=-1).values[:, -1:]
+        scores = scores.masked_fill(scores < floor, -torch.inf)
+    if params.top_p < 1:
+        scores = _top_p(scores, params.top_p)
+    if params.min_p > 0:
+        log_p = scores.log_softmax(-1)
+        floor = log_p.amax(-1, keepdim=True) + torch.tensor(params.min_p, device=scores.device).log()
+        scores = scores.masked_fill(log_p < floor, -torch.inf)
+    return scores
+
+
+def _top_p(scores: Tensor, top_p: float) -> Tensor:
+    """Keeps the smallest set of most likely tokens whose probability reaches `top_p` (Holtzman et al. 2020)."""
+    ordered, order = scores.sort(dim=-1, descending=True)
+    p = ordered.softmax(-1)
+    drop = (p.cumsum(-1) - p) >= top_p  # what the tokens before this one hold already
+    return scores.masked_fill(torch.empty_like(drop).scatter_(-1, order, drop), -torch.inf)
+
+
+def draw(scores: Tensor, params: SamplingParams) -> Tensor:
+    """`[B]` tokens: the argmax when greedy, else one draw from `softmax(scores)` by exponential races (Gumbel-max),
+    which needs no cumulative sum and no wait for the device."""
+    if params.greedy:
+        return scores.argmax(-1)
+    race = torch.empty_like(scores).exponential_().log_()
+    return (scores - race).argmax(-1)
+
+
+def chosen_log_probs(scores: Tensor, tokens: Tensor) -> Tensor:
+    """`[B]` log-probability of each row's token under `softmax(scores)`."""
+    return scores.gather(-1, tokens[:, None]).squeeze(-1) - scores.logsumexp(-1)
