@@ -1,0 +1,69 @@
+"""`validate`, `explain`, `config schema`, `config reference`: looking at a config without training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aligntune.cli.overrides import TAKES_OVERRIDES, ConfigFile, split
+
+config_app = typer.Typer(help="JSON schema and reference page of all settings.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("validate", context_settings=TAKES_OVERRIDES)(validate)
+    app.command("explain", context_settings=TAKES_OVERRIDES)(explain)
+    app.add_typer(config_app, name="config")
+
+
+def validate(ctx: typer.Context, file: ConfigFile = None) -> None:
+    """Check a config: every problem at once, with file and line."""
+    from aligntune.config.resolve import resolve
+
+    source, overrides = split(file, ctx.args)
+    found = resolve(source, overrides=overrides)
+    changed = sum(origin != "default" for _, _, origin in found.rows())
+    print(f"{source or 'config'}: valid ({found.config.algorithm.value}, {changed} settings differ from their defaults)")
+
+
+def explain(
+    ctx: typer.Context,
+    file: ConfigFile = None,
+    all_settings: Annotated[bool, typer.Option("--all/--set", help="Every setting, or only those that are set.")] = True,
+) -> None:
+    """Print every resolved value with where it comes from."""
+    from aligntune.config.dump import origin_rows
+    from aligntune.config.resolve import resolve
+
+    source, overrides = split(file, ctx.args)
+    rows = [row for row in origin_rows(resolve(source, overrides=overrides)) if all_settings or row["origin"] != "default"]
+    widths = [min(48, max(len(row[key]) for row in rows)) for key in ("path", "value")]
+    for row in rows:
+        print(f"{row['path']:<{widths[0]}}  {row['value']:<{widths[1]}}  {row['origin']}")
+
+
+@config_app.command()
+def schema(output: Annotated[Path | None, typer.Option(help="File to write; unset: the screen.")] = None) -> None:
+    """JSON schema of a run file, for completion in editors."""
+    from aligntune.config.reference import json_schema
+
+    _write(json.dumps(json_schema(), indent=2) + "\n", output)
+
+
+@config_app.command()
+def reference(output: Annotated[Path | None, typer.Option(help="File to write; unset: the screen.")] = None) -> None:
+    """The page that documents every setting (docs/reference.md)."""
+    from aligntune.config.reference import reference_page
+
+    _write(reference_page(), output)
+
+
+def _write(text: str, output: Path | None) -> Any:
+    if output is None:
+        print(text, end="")
+    else:
+        output.write_text(text, encoding="utf-8")
+        print(f"wrote {output}")

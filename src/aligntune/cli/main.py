@@ -1,0 +1,43 @@
+"""`aligntune`: the verbs, and what happens when one fails."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from aligntune.errors import AlignTuneError
+
+app = typer.Typer(
+    name="aligntune",
+    help="Post-training for language models: one config, one command.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run a verb. An error that the user can fix is one message on stderr and exit code 2; Ctrl-C is exit code 130."""
+    _register()
+    try:
+        app()
+    except AlignTuneError as error:
+        print(f"aligntune: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("aligntune: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _register() -> None:
+    from aligntune.cli import config, data, train
+
+    train.add_to(app)
+    config.add_to(app)
+    data.add_to(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""From what was written to entries under canonical names: sections, bare names, synonyms.
+
+Each source (file, arguments, overrides) is one layer. Two synonyms of one layer that disagree are a problem.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from aligntune.config.base import Section
+from aligntune.config.enums import AlgorithmType
+from aligntune.config.load import Entry, Layer, Origin
+from aligntune.config.problems import Work, all_names, canonical_path, nearest, places, rename, suggest
+from aligntune.config.rewards import RewardModelSourceConfig
+from aligntune.config.rl import SampleLoggingConfig
+from aligntune.config.run import run_class, section_classes
+from aligntune.config.synonyms import BACKEND_FLAGS, Group, Path, groups
+
+NESTED: dict[Path, type[Section]] = {
+    ("logging", "sample_logging"): SampleLoggingConfig,
+    ("model", "reward_model_source"): RewardModelSourceConfig,
+}
+"""Settings that are sections themselves and are given part by part."""
+
+
+def file_layer(work: Work, data: Mapping[str, Any], inside: dict[Path, Origin]) -> Layer:
+    """A nested dict as entries; a file's lines are kept for messages."""
+    layer = Layer(inside=inside)
+    for key, value in data.items():
+        _nested_entries(work, layer, (key,), value, lambda path: nearest(inside, path) or Origin("argument", "config"))
+    return layer
+
+
+def _nested_entries(work: Work, layer: Layer, path: Path, value: Any, origin_of: Any) -> None:
+    sections = {*section_classes(work.algorithm), "eval_dataset"}
+    is_section = path in NESTED or (len(path) == 1 and path[0] in sections)
+    if isinstance(value, BaseModel) and is_section:
+        value = {name: getattr(value, name) for name in value.model_fields_set}
+    if (
+        is_section
+        and path[0] in ("dataset", "eval_dataset", "model")
+        and len(path) == 1
+        and isinstance(value, (str, os.PathLike))
+    ):
+        leaf = "name_or_path" if path[0] == "model" else "name"
+        value = {leaf: os.fspath(value)}
+    if not is_section or value is None:
+        if value is not None or not is_section:
+            layer.entries.append(Entry(path, value, origin_of(path)))
+        return
+    if not isinstance(value, Mapping):
+        work.complain(path, f"should hold settings by name, got {value!r}", origin_of(path))
+        return
+    for name, part in value.items():
+        _nested_entries(work, layer, (*path, str(name)), part, origin_of)
+
+
+def flat_layer(work: Work, pairs: Iterable[tuple[str, Any, str]], kind: str) -> Layer:
+    """Arguments or overrides: dotted paths, sections as dicts, or bare names that belong to one place."""
+    layer = Layer()
+    for name, value, spelling in pairs:
+        origin = Origin(kind, spelling)
+        path = _find(work, name, origin)
+        if path is not None:
+            _nested_entries(work, layer, path, value, lambda _path, origin=origin: origin)
+    return layer
+
+
+def _find(work: Work, name: str, origin: Origin) -> Path | None:
+    """The path that a dotted or bare name means, or None with a problem noted."""
+    if "." in name:
+        return tuple(int(part) if part.isdigit() else part for part in name.split("."))
+    if name in run_class(work.algorithm).model_fields:
+        return (name,)
+    if name in ("rewards", "datasets"):
+        return (name,)
+    candidates = places(work.algorithm, name)
+    joined = {canonical_path(work.algorithm, path) for path in candidates}
+    if len(joined) == 1:
+        return candidates[0]
+    if candidates:
+        work.complain(
+            (name,),
+            f"is in several sections: say {' or '.join('.'.join(map(str, path)) for path in candidates)}",
+            origin,
+        )
+    else:
+        work.complain((name,), f"is not a setting{suggest(name, all_names(work.algorithm))}", origin)
+    return None
+
+
+def canonical(work: Work, layer: Layer) -> Layer:
+    """The layer under canonical names; two synonyms of one layer that disagree are a problem."""
+    found: dict[Path, Entry] = {}
+    for entry in layer.entries:
+        path = rename(work.algorithm, entry.path)
+        if path in found and found[path].value != entry.value:
+            _conflict(work, found[path], work.written.get(path, path), entry)
+            continue
+        found[path] = Entry(path, entry.value, entry.origin)
+        work.written[path] = entry.path
+    for path, backend in BACKEND_FLAGS.items():
+        if path in found:
+            _backend_flag(work, found, found[path], backend)
+    for group in groups(work.algorithm):
+        _join(work, group, found)
+    return Layer(list(found.values()), layer.inside)
+
+
+def _conflict(work: Work, first: Entry, first_path: Path, second: Entry) -> None:
+    one, other = ".".join(map(str, first_path)), ".".join(map(str, second.path))
+    message = (
+        f"is {second.value!r}, but its synonym {one} is {first.value!r} ({first.origin}); keep one of {one} and {other}"
+    )
+    work.complain(second.path, message, second.origin)
+
+
+def _backend_flag(work: Work, found: dict[Path, Entry], entry: Entry, backend: str) -> None:
+    if not isinstance(entry.value, bool):
+        return
+    named = found.get(("backend",))
+    if entry.value:
+        if named is not None and str(named.value).lower() not in (backend, "auto"):
+            _conflict(work, named, ("backend",), Entry(entry.path, entry.value, entry.origin))
+        found[("backend",)] = Entry(("backend",), backend, entry.origin)
+    elif named is not None and str(named.value).lower() == backend:
+        _conflict(work, named, ("backend",), Entry(entry.path, entry.value, entry.origin))
+    else:
+        skipped = found.get(("skip_backends",), Entry(("skip_backends",), [], entry.origin))
+        if backend not in skipped.value:
+            found[("skip_backends",)] = Entry(("skip_backends",), [*skipped.value, backend], entry.origin)
+
+
+def _comparable(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _join(work: Work, group: Group, found: dict[Path, Entry]) -> None:
+    """Move what the group's members say to the canonical path, and show it in the others."""
+    present = [found[path] for path in group.members if path in found]
+    if not present:
+        return
+    readings = [(entry, group.members[entry.path](entry.value)) for entry in present]
+    definite = [(entry, reading.value) for entry, reading in readings if reading.value is not None]
+    ruled_out = {value: entry for entry, reading in readings for value in reading.rules_out}
+    if definite:
+        winner, value = definite[0]
+        for entry, other in definite[1:]:
+            if _comparable(other) != _comparable(value):
+                _conflict(work, winner, work.written.get(winner.path, winner.path), entry)
+                return
+        if isinstance(value, str) and value.lower() in ruled_out and value.lower() != "auto":
+            _conflict(work, winner, work.written.get(winner.path, winner.path), ruled_out[value.lower()])
+            return
+    elif ruled_out and group.otherwise is not None:
+        section, name = str(group.canonical[0]), str(group.canonical[1])
+        default = section_classes(work.algorithm)[section].model_fields[name].default
+        if str(default) not in ruled_out:
+            return
+        winner, value = next(iter(ruled_out.values())), group.otherwise
+    else:
+        return
+    for path in group.members:
+        shown = value if path == group.canonical else group.shown(path, value)
+        if shown is not None:
+            found[path] = Entry(path, shown, winner.origin)
+            work.written[path] = work.written.get(winner.path, winner.path)
+
+
+def shown_as(algorithm: AlgorithmType, path: Path, value: Any) -> Iterable[tuple[Path, Any]]:
+    """The path and its synonyms, each with what it shows for `value`."""
+    yield path, value
+    for group in groups(algorithm):
+        if path == group.canonical:
+            yield from ((member, group.shown(member, value)) for member in group.members if member != path)
