@@ -14,17 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from aligntune.errors import ModelError
+from aligntune.models.kernels.attention import PACKED_SDPA, VARLEN
 from aligntune.models.kernels.linear_loss import LogProbs, linear_cross_entropy, linear_log_probs
 from aligntune.models.packed import PackedRows
 
-VARLEN_ATTENTION = (
-    "flash_attention_2",
-    "flash_attention_3",
-    "flash_attention_4",
-    "aligntune_varlen",
-    "aligntune_packed_sdpa",
-)
-"""Attention implementations that take document boundaries as arguments; others read them off the position ids."""
+FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+"""Transformers' own implementations that take document boundaries as arguments, as ours do; the others read the
+boundaries off the position ids and build a dense mask."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +74,14 @@ def trunk_hidden(model: nn.Module, rows: PackedRows) -> Tensor:
     """Last hidden states `[T, H]` of all tokens, after the final norm."""
     causal = causal_model(model)
     extra: dict[str, Any] = {}
-    if causal.config._attn_implementation in VARLEN_ATTENTION:
+    implementation = causal.config._attn_implementation
+    if implementation in (*FLASH, VARLEN, PACKED_SDPA):
         extra = {"cu_seq_lens_q": rows.cu_seqlens, "cu_seq_lens_k": rows.cu_seqlens}
         extra |= {"max_length_q": rows.max_length, "max_length_k": rows.max_length}
+    if implementation in (VARLEN, PACKED_SDPA):
+        # A mask of four dimensions passes through transformers as it is. Ours ignore it, and nobody looks for packed
+        # documents in the position ids, which would wait for the device.
+        extra["attention_mask"] = rows.no_mask
     out = causal.get_decoder()(input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False, **extra)
     return out.last_hidden_state[0]
 

@@ -103,6 +103,11 @@ class PackedRows:
         moved = {name: _move(tensor, device) for name, tensor in tensors.items()}
         return cls(**moved, max_length=int(lengths.max()), counts=tuple(counts.tolist()))
 
+    @property
+    def no_mask(self) -> Tensor:
+        """`[1, 1, 1, 1]`, true: stands in for an attention mask where the boundaries say it all."""
+        return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.input_ids.device)
+
     def __len__(self) -> int:
         return len(self.counts)
 

@@ -1,0 +1,83 @@
+"""Writing a model so that it can be used: weights or adapter, tokenizer, chat template, generation config, card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+
+def save_model(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    merge: bool = False,
+    card: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `model` (a PEFT model: its adapter, or with `merge` the merged weights) and all that generation needs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    set_generation_tokens(model, tokenizer)
+    if merge and hasattr(model, "peft_config"):
+        merged(model).save_pretrained(folder)
+    else:
+        model.save_pretrained(folder)
+        if hasattr(model, "peft_config") and getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if card is not None:
+        (folder / "README.md").write_text(model_card(card), encoding="utf-8")
+
+
+def merged(model: Any) -> Any:
+    """A copy of a PEFT model with its adapter added into the weights; the model itself stays as it is."""
+    import copy
+
+    return copy.deepcopy(model).merge_and_unload()
+
+
+def set_generation_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make generation stop where training taught it to: the tokenizer's end token joins the generation config's."""
+    config: GenerationConfig | None = getattr(model, "generation_config", None)
+    if config is None or tokenizer.eos_token_id is None:
+        return
+    known = config.eos_token_id
+    ends = [] if known is None else list(known) if isinstance(known, (list, tuple)) else [known]
+    if tokenizer.eos_token_id not in ends:
+        ends.insert(0, tokenizer.eos_token_id)
+    config.eos_token_id = ends[0] if len(ends) == 1 else ends
+    config.pad_token_id = tokenizer.pad_token_id
+    if not config.do_sample:  # sampling settings without sampling do not pass transformers' own check on saving
+        config.temperature = config.top_p = config.top_k = None
+
+
+def model_card(card: Mapping[str, Any]) -> str:
+    """README.md of a model folder: what it is, from what, and how good."""
+    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in card["metrics"].items())
+    table = f"\n| metric | value |\n|---|---|\n{metrics}\n" if metrics else ""
+    datasets = ", ".join(f"`{name}`" for name in card["datasets"])
+    return (
+        "---\nlibrary_name: transformers\ntags: [aligntune]\n---\n"
+        f"# {Path(card['base_model']).name}, {card['algorithm']}\n\n"
+        f"Trained from `{card['base_model']}` by {card['algorithm']} on {datasets} with AlignTune (backend {card['backend']}).\n"
+        f"{table}"
+    )
+
+
+def push_folder(folder: Path, repo_id: str, *, private: bool) -> str:
+    """Upload a model folder to the hub; returns the repository's address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    url = api.create_repo(repo_id, private=private, exist_ok=True)
+    api.upload_folder(folder_path=str(folder), repo_id=repo_id)
+    return str(url)
+
+
+@torch.no_grad()
+def same_logits(one: Any, other: Any, input_ids: torch.Tensor) -> float:
+    """Largest difference of two models' logits on `input_ids` [B, T]: the check after a merge or an export."""
+    return float((one(input_ids).logits.float() - other(input_ids).logits.float()).abs().max())
