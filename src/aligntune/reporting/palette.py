@@ -20,7 +20,7 @@ SANS = "--sans:system-ui,-apple-system,'Segoe UI',Inter,'Helvetica Neue',Arial,s
 
 DRAWING = """
 .line{fill:none;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}.line.faint{stroke-width:1;opacity:.3}
-.line.dashed{stroke-dasharray:5 4}.band{opacity:.16;stroke:none}.grid{stroke:var(--rule);stroke-width:1}
+.line.dashed{stroke-dasharray:5 4}.band{opacity:.16;stroke:none}.gridline{stroke:var(--rule);stroke-width:1}
 .axis{stroke:var(--axis);stroke-width:1}.tick,.label,.key{font:11px var(--sans);fill:var(--muted)}
 .tick{font-variant-numeric:tabular-nums}.key,.strong{fill:var(--ink)}.hit{fill:transparent}.hit:hover{fill:var(--ink)}
 .cell{fill:var(--series-0)}.cell.negative{fill:var(--series-1)}.cell.none{fill:var(--rule)}.on{fill:var(--paper)}

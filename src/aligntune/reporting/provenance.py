@@ -22,7 +22,7 @@ PACKAGES = (
     *("numpy", "pydantic", "unsloth", "vllm", "deepspeed", "bitsandbytes", "liger-kernel", "flash-attn", "triton"),
 )
 
-_SECRET_NAME = re.compile(r"(?i)(token|secret|password|passwd|credential|api[-_]?key|access[-_]?key)$")
+_SECRET_NAME = re.compile(r"(?i)((hub|hf|auth|access|api|bearer)[-_]?(token|key)|secret|password|passwd|credentials?)$")
 _SECRET_VALUE = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{8,}|gh[opsu]_[A-Za-z0-9]{8,}|[0-9a-f]{40}(?=$|\W))"
 )
@@ -100,12 +100,17 @@ def mask_secrets(arguments: Sequence[str]) -> list[str]:
         name, separator, _ = argument.partition("=")
         if hide_next:
             masked.append("***")
-        elif separator and _SECRET_NAME.search(name):
+        elif separator and is_secret(name):
             masked.append(f"{name}=***")
         else:
             masked.append(_SECRET_VALUE.sub("***", argument))
-        hide_next = not separator and argument.startswith("-") and bool(_SECRET_NAME.search(argument))
+        hide_next = not separator and argument.startswith("-") and is_secret(argument)
     return masked
+
+
+def is_secret(name: str) -> bool:
+    """True for settings whose value must not be shown, such as `hub_token` or `api_key`."""
+    return bool(_SECRET_NAME.search(name))
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeGuard
 
-from aligntune.reporting.text import number, short
+from aligntune.reporting.text import number
 
 MAX_POINTS = 600
+UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 Numbers = Sequence[float | None]
 
 
@@ -52,32 +54,41 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [10.0**exponent for exponent in range(first, max(last, first + 1) + stride, stride)]
 
 
-def tick_label(value: float, step: float = 0.0) -> str:
-    """A tick's text: 1.5, 20k, 2e-05; `step` is the distance to the next tick and sets the decimals."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 10_000:
-        return short(value)
-    if abs(value) < 1e-3 or 0 < step < 1e-4:
-        return number(value, 3)
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step else 4
-    if step and not math.isclose(step * 10**decimals, round(step * 10**decimals), rel_tol=1e-6):
-        decimals += 1
-    text = f"{value:,.{decimals}f}"
-    return text if step or "." not in text else text.rstrip("0").rstrip(".")
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Texts for evenly spaced ticks, all in one unit with the same decimals: 0, 2.5, 5 or 0, 20k, 40k or 0, 2e-05."""
+    most = max(abs(tick) for tick in ticks)
+    step = min(abs(b - a) for a, b in pairwise(ticks)) if len(ticks) > 1 else most or 1.0
+    if most and (most < 1e-3 or most >= 1e15):
+        return [number(tick, 3) for tick in ticks]
+    unit, suffix = next(((u, s) for u, s in UNITS if most >= 10 * u), (1.0, ""))
+    decimals = max(0, -math.floor(math.log10(step / unit) + 1e-9))
+    if not math.isclose(step / unit * 10**decimals, round(step / unit * 10**decimals), rel_tol=1e-6):
+        decimals += 1  # steps of 0.25
+    return ["0" if tick == 0 else f"{tick / unit:,.{decimals}f}{suffix}" for tick in ticks]
 
 
 def smooth(values: Numbers, weight: float) -> list[float | None]:
-    """Exponential moving average, debiased at the start; gaps stay gaps and do not enter it. weight in [0, 1)."""
-    total, norm = 0.0, 0.0
-    result: list[float | None] = []
-    for value in values:
-        if not finite(value):
-            result.append(None)
-            continue
-        total, norm = weight * total + (1 - weight) * value, weight * norm + (1 - weight)
-        result.append(total / norm)
-    return result
+    """Average with weights `weight ** distance` on both sides, weight in [0, 1): it does not lag, unlike a one-sided one.
+
+    Gaps stay gaps and do not enter the average.
+    """
+    there = _decayed(values, weight)
+    back = _decayed(values[::-1], weight)[::-1]
+    return [
+        (left + right - value) / (left_mass + right_mass - 1) if finite(value) else None
+        for value, (left, left_mass), (right, right_mass) in zip(values, there, back, strict=True)
+    ]
+
+
+def roughness(values: Numbers) -> float:
+    """Von Neumann's ratio, halved: about 1 for noise, near 0 for a smooth curve; 0 for a constant or under three values."""
+    solid = [value for value in values if finite(value)]
+    if len(solid) < 3:
+        return 0.0
+    mean = sum(solid) / len(solid)
+    variance = sum((value - mean) ** 2 for value in solid) / len(solid)
+    steps = sum((b - a) ** 2 for a, b in pairwise(solid)) / (len(solid) - 1)
+    return steps / (2 * variance) if variance else 0.0
 
 
 def thin(x: Numbers, y: Numbers, limit: int = MAX_POINTS) -> list[tuple[float, float | None]]:
@@ -124,3 +135,15 @@ def fixed(value: float) -> str:
 
 def _rounded(value: float, step: float) -> float:
     return round(value, max(0, 2 - math.floor(math.log10(step))))
+
+
+def _decayed(values: Numbers, weight: float) -> list[tuple[float, float]]:
+    """For each place the sum of the finite values up to it and of their weights, older ones decayed."""
+    total = mass = 0.0
+    sums = []
+    for value in values:
+        total, mass = weight * total, weight * mass
+        if finite(value):
+            total, mass = total + value, mass + 1
+        sums.append((total, mass))
+    return sums

@@ -19,16 +19,18 @@ from aligntune.reporting.scales import (
     log_ticks,
     nice_ticks,
     path,
+    roughness,
     smooth,
     thin,
-    tick_label,
+    tick_labels,
 )
 from aligntune.reporting.text import number
 
 COLOURS = 8
 MAX_HOVER = 160  # points of a curve that answer to the pointer
 MAX_DOTS = 32  # a curve of at most this many points shows each
-MIN_SMOOTH = 24  # a curve of fewer points is not smoothed
+MIN_SMOOTH = 24  # a curve of fewer points is not smoothed,
+ROUGH = 0.01  # nor one that is smooth by itself
 CHAR = 6.1  # average width of a character at 11 px in the page's sans serif
 
 
@@ -57,7 +59,7 @@ def line_chart(
     smoothing: float = 0.0,
     log_y: bool = False,
 ) -> str:
-    """Curves over a common x. With `smoothing` in (0, 1) the raw curve is faint and its moving average strong.
+    """Curves over a common x. With `smoothing` in (0, 1) a noisy curve is faint and its moving average strong.
 
     `log_y` falls back to a linear axis when no value is positive. Without a finite value the chart says so.
     """
@@ -157,20 +159,22 @@ def _y_ticks(values: Sequence[float], log_y: bool) -> tuple[list[float], list[st
     positive = [value for value in values if value > 0]
     if log_y and positive:
         ticks = log_ticks(min(positive), max(positive))
-        return ticks, [tick_label(tick) for tick in ticks], True
+        return ticks, [number(tick, 3) for tick in ticks], True
     ticks = nice_ticks(min(values), max(values))
-    return ticks, [tick_label(tick, ticks[1] - ticks[0]) for tick in ticks], False
+    return ticks, tick_labels(ticks), False
 
 
 def _x_range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    return (low, high) if low < high else (low - 1, high + 1)
+    if low == high:
+        return low - 1, high + 1
+    return (0, high) if 0 < low <= high / 20 else (low, high)  # steps from 1 or 10 begin at 0
 
 
 def _with_smoothing(lines: Sequence[Line], weight: float) -> list[Line]:
     drawn = []
     for line in lines:
-        if not weight or sum(finite(value) for value in line.y) < MIN_SMOOTH:
+        if not weight or sum(map(finite, line.y)) < MIN_SMOOTH or roughness(line.y) < ROUGH:
             drawn.append(line)
         else:
             drawn += [replace(line, faint=True), replace(line, y=smooth(line.y, weight), low=None, high=None)]
@@ -213,7 +217,7 @@ def _drawable(value: float | None, y: Scale) -> bool:
 
 def _y_axis(ticks: Sequence[float], labels: Sequence[str], y: Scale, left: float, right: float) -> str:
     return "".join(
-        f'<line class="grid" x1="{fixed(left)}" x2="{fixed(right)}" y1="{fixed(y(tick))}" y2="{fixed(y(tick))}"/>'
+        f'<line class="gridline" x1="{fixed(left)}" x2="{fixed(right)}" y1="{fixed(y(tick))}" y2="{fixed(y(tick))}"/>'
         + words(left - 7, y(tick) + 3.5, text, anchor="end")
         for tick, text in zip(ticks, labels, strict=True)
     )
@@ -221,11 +225,12 @@ def _y_axis(ticks: Sequence[float], labels: Sequence[str], y: Scale, left: float
 
 def _x_axis(x: Scale, bottom: float, name: str) -> str:
     ticks = [tick for tick in nice_ticks(x.low, x.high, 6) if x.low <= tick <= x.high]
-    step = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
-    room = x.end - (len(name) + 4) * CHAR
+    end = f"{name} {number(x.high)}"
+    room = x.end - (len(end) + 3) * CHAR
     body = [f'<line class="axis" x1="{fixed(x.start)}" x2="{fixed(x.end)}" y1="{fixed(bottom)}" y2="{fixed(bottom)}"/>']
-    body += [words(x(t), bottom + 16, tick_label(t, step), anchor="middle") for t in ticks if x(t) < room]
-    body.append(words(x.end, bottom + 16, name, kind="label", anchor="end"))
+    labels = zip(ticks, tick_labels(ticks or [1.0]), strict=False)
+    body += [words(x(tick), bottom + 16, text, anchor="middle") for tick, text in labels if x(tick) < room]
+    body.append(words(x.end, bottom + 16, end, anchor="end"))
     return "".join(body)
 
 

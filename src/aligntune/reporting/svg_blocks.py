@@ -82,7 +82,7 @@ def _bar(value: float, scale: Scale, y: float, order: int, name: str) -> str:
     return (
         f'<rect class="fill series-{order % COLOURS}" {box} rx="2">'
         f"<title>{escape(name)}: {number(value)}</title></rect>"
-        f"{words(text_x, y + BAR - 6, number(value), kind='tick strong', anchor=anchor)}"
+        f"{words(text_x, y + BAR - 6, number(value, 3), kind='tick strong', anchor=anchor)}"
     )
 
 

@@ -24,6 +24,7 @@ LABELS = {
 }
 """Metric names whose label is not just the name with spaces."""
 
+PERCENT = ("accuracy", "accuracies", "pass@", "exact_match", "win_rate", "clipped_ratio")
 _TIMING_ENDS = ("_per_second", "_seconds", "_time", "runtime", "memory_gib", "elapsed_s")
 
 
@@ -42,8 +43,8 @@ def without_timing(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def label(name: str) -> str:
     """`mean_token_accuracy` -> `Token accuracy`, `rewards/format` -> `Rewards / format`."""
-    if name in LABELS:
-        return LABELS[name]
+    if name in LABELS or "@" in name:
+        return LABELS.get(name, name)
     words = name.replace("_", " ").replace("/", " / ").strip()
     return words[:1].upper() + words[1:]
 
@@ -104,3 +105,10 @@ def metric(name: str, value: float | None) -> str:
     if name == "num_tokens":
         return short(value)
     return number(value)
+
+
+def value_text(name: str, value: float) -> str:
+    """A value as the page writes it: shares as percentages, the rest in the metric's unit."""
+    if any(part in name for part in PERCENT) and 0 <= value <= 1:
+        return f"{value * 100:.1f}%"
+    return metric(name, value)
