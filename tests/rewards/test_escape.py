@@ -1,0 +1,155 @@
+"""Does the sandbox hold? Attacks from inside, each followed by a look at what it could have harmed outside."""
+
+from __future__ import annotations
+
+import glob
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aligntune.errors import RewardError
+from aligntune.rewards.sandbox import Limits, Program, Sandbox
+from aligntune.rewards.sandbox.guest.zygote import descendants
+
+from . import sandbox_attacks as attacks
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the guarantees are Linux's")
+FAST = Limits(wall_s=3, memory_mb=256, file_mb=2, scratch_mb=4, scratch_files=200, output_kb=64)
+SHORT = Limits(wall_s=0.6, memory_mb=256, file_mb=2, scratch_mb=4, scratch_files=200, output_kb=64)
+SECRET = "hf_not_a_real_token_9d1f"
+
+
+class Outside:
+    """What an attack could harm, and the check that it did not."""
+
+    def __init__(self, folder: Path, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        self.nonce = f"escaped{os.getpid()}x{time.monotonic_ns()}"
+        self.folder = folder
+        self.canary = folder / "canary.txt"
+        self.canary.write_text("untouched")
+        self.canary.chmod(0o640)
+        self.status = self.canary.stat()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.setblocking(False)
+
+    def fill(self, code: str) -> str:
+        values = {
+            "CANARY": self.canary, "OUTSIDE": self.folder, "NONCE": self.nonce, "PARENT": os.getpid(),
+            "PORT": self.listener.getsockname()[1], "SECRET": SECRET,
+        }  # fmt: skip
+        for name, value in values.items():
+            code = code.replace(f"@{name}@", str(value))
+        return attacks.TRY + code
+
+    def unharmed(self) -> None:
+        after = self.canary.stat()
+        assert self.canary.read_text() == "untouched"
+        assert (after.st_mode, after.st_uid, after.st_nlink) == (self.status.st_mode, self.status.st_uid, 1)
+        assert os.listdir(self.folder) == ["canary.txt"]
+        homes = ["/tmp", "/var/tmp", "/dev/shm", str(Path.home()), os.getcwd(), "/", sys.prefix]
+        assert [path for home in homes for path in glob.glob(f"{home}/*{self.nonce}*")] == []
+        with pytest.raises(BlockingIOError):
+            self.listener.accept()
+        servers = {slot.process.pid for slot in list(self.sandbox._slots.queue) if slot}
+        roots = {slot.root for slot in list(self.sandbox._slots.queue) if slot}
+        assert [pid for server in servers for pid in descendants(server)] == []
+        assert [folder for root in roots for folder in glob.glob(f"{root}/job-*")] == []
+        assert self.sandbox.run(Program("print('alive')")).stdout == "alive\n"
+
+
+LAYERS = {"every layer": (), "seccomp alone": ("landlock", "namespace")}
+
+
+@pytest.fixture(scope="module", params=LAYERS.values(), ids=LAYERS.keys())
+def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    os.environ["ALIGNTUNE_TEST_SECRET"] = SECRET
+    try:
+        made = Sandbox("standard", workers=1, without=request.param)
+    except RewardError as error:
+        pytest.skip(str(error))
+    with made:
+        yield made
+    del os.environ["ALIGNTUNE_TEST_SECRET"]
+
+
+@pytest.fixture
+def outside(sandbox: Sandbox, tmp_path: Path) -> Iterator[Outside]:
+    made = Outside(tmp_path, sandbox)
+    yield made
+    made.listener.close()
+
+
+REFUSED = attacks.PROCESSES | attacks.FILES | attacks.NETWORK
+
+
+@pytest.mark.parametrize("attack", REFUSED, ids=str)
+def test_what_is_forbidden_is_refused(attack: str, outside: Outside) -> None:
+    limits = SHORT if attack == "fork_bomb" else FAST
+    output = outside.sandbox.run(Program(outside.fill(REFUSED[attack]), limits=limits))
+    assert "LEAK" not in output.stdout and "WROTE" not in output.stdout, output
+    assert output.stdout or attack in ("core_dump", "chmod"), output
+    outside.unharmed()
+
+
+@pytest.mark.parametrize("attack", attacks.READS, ids=str)
+def test_what_is_private_is_not_read(attack: str, outside: Outside) -> None:
+    if not outside.sandbox.isolation.guarantees["reads"] and attack != "own_environment":
+        pytest.skip("reads are not promised with these layers, and `isolation` says so")
+    output = outside.sandbox.run(Program(outside.fill(attacks.READS[attack]), limits=FAST))
+    assert "LEAK" not in output.stdout and output.stdout, output
+    outside.unharmed()
+
+
+@pytest.mark.parametrize("attack", attacks.EXHAUSTION, ids=str)
+def test_what_is_used_up_is_bounded(attack: str, outside: Outside) -> None:
+    began = time.monotonic()
+    output = outside.sandbox.run(Program(outside.fill(attacks.EXHAUSTION[attack]), limits=SHORT))
+    assert time.monotonic() - began < SHORT.wall_s + 3
+    assert "DONE" not in output.stdout
+    assert len(output.stdout) <= SHORT.output_kb << 10 and len(output.stderr) <= SHORT.output_kb << 10
+    outside.unharmed()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="an instruction of x86")
+def test_the_32_bit_gate_is_shut(outside: Outside) -> None:
+    output = outside.sandbox.run(Program(outside.fill(attacks.INT_80), limits=FAST))
+    assert output.status == "killed" and "LEAK" not in output.stdout
+    outside.unharmed()
+
+
+def test_a_dead_trainer_takes_its_children_along() -> None:
+    """The fork server and a running job end when the process that started them is killed outright."""
+    program = (
+        "import os, signal, threading, time\n"
+        "from aligntune.rewards.sandbox import Sandbox, Program, Limits\n"
+        "from aligntune.rewards.sandbox.guest.zygote import descendants\n"
+        "s = Sandbox('minimal', workers=1)\n"
+        "threading.Thread(target=s.run, args=(Program('while True: pass', limits=Limits(wall_s=60)),)).start()\n"
+        "while len(descendants(os.getpid())) < 2: time.sleep(0.01)\n"
+        "print(*descendants(os.getpid()), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    import subprocess
+
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    pids = [int(word) for word in run.stdout.split()]
+    assert len(pids) == 2, run
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and any(os.path.exists(f"/proc/{pid}/cmdline") for pid in pids):
+        time.sleep(0.02)
+    assert not [pid for pid in pids if _alive(pid)]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
