@@ -1,0 +1,241 @@
+"""Which rows are in these local files? JSON, JSONL, CSV, TSV, Parquet, Arrow and CoNLL files, and folders of them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, IterableDataset
+
+from aligntune.errors import DataError
+
+LOADERS = {
+    ".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
+    ".arrow": "arrow", ".conll": "conll", ".bio": "conll", ".iob": "conll", ".iob2": "conll",
+}  # fmt: skip
+"""File ending -> what reads it."""
+
+SPLIT_WORDS = {
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
+    "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+"""Word in a file's path -> split that the file belongs to."""
+
+WRAPPERS = ("data", "rows", "examples", "samples", "instances", "items", "records")
+"""Keys under which a JSON object may hold its list of rows."""
+
+
+def load_path(path: Path, split: str, *, streaming: bool) -> Dataset | IterableDataset:
+    """The rows of `split` in a file or folder. `split` may be a slice (`train[:10%]`) unless `streaming`.
+
+    Raises:
+        DataError: the path is missing, of an unknown kind, malformed, or has no such split.
+    """
+    if not path.exists():
+        raise missing_path(path)
+    if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
+        return _saved(path, split, streaming)
+    splits = _files_of_folder(path) if path.is_dir() else {"train": [path]}
+    name = split.partition("[")[0]
+    if path.is_file() and name not in splits:
+        splits = {_split_word(path) or "train": [path]}
+    if name not in splits:
+        raise _unknown_split(split, str(path), list(splits))
+    return _load_files(splits[name], name, split, streaming)
+
+
+def missing_path(path: Path) -> DataError:
+    """The error for a path that is not there, with names that look like it."""
+    return DataError(f"there is no file or folder {path}.{close_paths(path)}")
+
+
+def close_paths(path: Path) -> str:
+    """ " Did you mean ...?" with names beside `path` that look like it, or nothing."""
+    names = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else ""
+
+
+def _unknown_split(split: str, where: str, known: list[str]) -> DataError:
+    return DataError(f"{where} has no split {split!r}; it has: {', '.join(known)}")
+
+
+def _split_word(path: Path) -> str | None:
+    """The split that a path's words name, the file's own name first."""
+    for part in reversed(path.parts):
+        for word in re.split(r"[^a-z]+", part.lower()):
+            if word in SPLIT_WORDS:
+                return SPLIT_WORDS[word]
+    return None
+
+
+def _files_of_folder(folder: Path) -> dict[str, list[Path]]:
+    """Split -> files. Without any split word in the names, all files are `train`."""
+    files = [
+        path for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix.lower() in LOADERS
+        and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+    ]  # fmt: skip
+    if not files:
+        raise DataError(f"the folder {folder} has no data files ({', '.join(LOADERS)})")
+    kinds = {LOADERS[path.suffix.lower()] for path in files}
+    if len(kinds) > 1:
+        raise DataError(f"the folder {folder} mixes {', '.join(sorted(kinds))} files; name one file, or separate them")
+    words = {path: _split_word(path.relative_to(folder)) for path in files}
+    splits: dict[str, list[Path]] = {}
+    for path in files:
+        splits.setdefault(words[path] or "train", []).append(path)
+    return splits
+
+
+def _saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
+    """A folder written by `datasets.save_to_disk`."""
+    saved = datasets.load_from_disk(str(path))
+    name = split.partition("[")[0]
+    if isinstance(saved, DatasetDict):
+        if name not in saved:
+            raise _unknown_split(split, str(path), list(saved))
+        saved = saved[name]
+    elif name not in ("train", str(saved.split)):
+        raise _unknown_split(split, str(path), [str(saved.split or "train")])
+    return saved.to_iterable_dataset() if streaming else _slice(saved, name, split)
+
+
+def _load_files(files: list[Path], name: str, split: str, streaming: bool) -> Dataset | IterableDataset:
+    loader = LOADERS.get(files[0].suffix.lower())
+    if loader is None:
+        raise DataError(f"cannot tell the kind of {files[0]}; known endings: {', '.join(LOADERS)}")
+    if any(path.stat().st_size == 0 for path in files):
+        empty = next(path for path in files if path.stat().st_size == 0)
+        raise DataError(f"the file {empty} is empty")
+    if loader == "conll":
+        rows = Dataset.from_list([row for path in files for row in read_conll(path)])
+    elif loader == "json" and (wrapped := _wrapped_rows(files, name)) is not None:
+        rows = _from_list(wrapped, files[0])
+    else:
+        return _built(loader, files, name, split, streaming)
+    return rows.to_iterable_dataset() if streaming else _slice(rows, name, split)
+
+
+def _slice(rows: Dataset, name: str, split: str) -> Dataset:
+    if split == name:
+        return rows
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows)})
+    return rows.select([place for part in parts for place in range(part.from_, part.to)])
+
+
+def _built(loader: str, files: list[Path], name: str, split: str, streaming: bool) -> Dataset | IterableDataset:
+    """Through `datasets`' own builder, which keeps an Arrow copy for the next start."""
+    options: dict[str, Any] = {}
+    if loader == "csv":  # only an empty cell is null: "NA", "None" and "null" are words that a text may hold
+        options = {"keep_default_na": False, "na_values": [""]}
+        if files[0].suffix.lower() == ".tsv":
+            options["sep"] = "\t"
+    data_files = {name: [str(path) for path in files]}
+    try:
+        return datasets.load_dataset(loader, data_files=data_files, split=split, streaming=streaming, **options)
+    except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, StopIteration) as error:
+        if isinstance(error, ValueError) and "corresponds to no data" in str(error):
+            raise DataError(f"{files[0]} has no rows") from None
+        raise _malformed(loader, files, error) from error
+
+
+def _malformed(loader: str, files: list[Path], error: Exception) -> DataError:
+    """Which row a file cannot be read at; the loader's own message where that is not found out."""
+    for path in files if loader == "json" else []:
+        for number, problem in _json_problems(path):
+            return DataError(f"{path}, line {number}: {problem}")
+    cause = error.__cause__ or error
+    return DataError(f"{files[0]} could not be read as {loader}: {cause}")
+
+
+def _json_problems(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a JSONL file, or rows of a JSON list, that are not objects."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if text.lstrip().startswith("["):
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            yield error.lineno, f"not JSON ({error.msg}): {text.splitlines()[error.lineno - 1][:200]}"
+            return
+        for place, row in enumerate(rows, 1):
+            if not isinstance(row, dict):
+                yield place, f"row {place} should be an object, got {type(row).__name__}: {str(row)[:200]}"
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except json.JSONDecodeError as error:
+            yield number, f"not JSON ({error.msg}): {line[:200]}"
+            return
+        if not isinstance(row, dict):
+            yield number, f"a row should be an object, got {type(row).__name__}: {line[:200]}"
+
+
+def _wrapped_rows(files: list[Path], split: str) -> list[Any] | None:
+    """The list of rows inside a JSON object, as {"data": [...]} or {"train": [...]}; None for lists and JSON lines."""
+    if len(files) != 1 or files[0].suffix.lower() != ".json":
+        return None
+    path = files[0]
+    with path.open(encoding="utf-8-sig") as handle:
+        if handle.read(1) == "[":
+            return None
+        handle.seek(0)
+        head = handle.readline().strip()
+        if head.startswith("{") and head.endswith("}") and handle.readline().strip():
+            return None
+    text = path.read_text(encoding="utf-8-sig").strip()
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    if isinstance(document, list):
+        return document
+    for key in (split, *WRAPPERS):
+        if isinstance(document, dict) and isinstance(document.get(key), list):
+            return document[key]
+    if isinstance(document, dict) and "\n" not in files[0].read_text(encoding="utf-8-sig").strip():
+        return [document]
+    keys = ", ".join(document) if isinstance(document, dict) else type(document).__name__
+    raise DataError(
+        f"{files[0]} holds no list of rows: it has {keys}, and rows are looked for under {split} and {', '.join(WRAPPERS)}"
+    )
+
+
+def _from_list(rows: list[Any], path: Path) -> Dataset:
+    if not rows:
+        raise DataError(f"{path} has no rows")
+    for place, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: row {place} should be an object, got {type(row).__name__}: {str(row)[:200]}")
+    return Dataset.from_list(rows, on_mixed_types="use_json")
+
+
+def read_conll(path: Path) -> Iterator[dict[str, list[str]]]:
+    """Sentences of a CoNLL file: first column the token, last column the tag; a blank line ends a sentence.
+
+    Columns are separated by tabs where the line has one, else by blanks. `-DOCSTART-` lines are skipped.
+    """
+    tokens: list[str] = []
+    tags: list[str] = []
+    with path.open(encoding="utf-8-sig") as handle:
+        for number, line in enumerate(handle, 1):
+            line = line.rstrip("\r\n")
+            if not line.strip() or line.startswith("-DOCSTART-"):
+                if tokens:
+                    yield {"tokens": tokens, "ner_tags": tags}
+                tokens, tags = [], []
+                continue
+            columns = line.split("\t") if "\t" in line else line.split(" ")
+            if len(columns) < 2 or not columns[-1].strip():
+                raise DataError(f"{path}, line {number}: expected a token and a tag, got {line!r}")
+            tokens.append(columns[0])
+            tags.append(columns[-1].strip())
+    if tokens:
+        yield {"tokens": tokens, "ner_tags": tags}
