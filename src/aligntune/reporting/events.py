@@ -56,6 +56,7 @@ class TrailSink(Sink):
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
+        self._notes = {row.get("message") for row in run.sections.rows() if row.get("kind") == "note"}
 
     def metrics(self, step: int, values: Mapping[str, Any], split: str) -> None:
         self.run.metrics.append({"step": step, "split": split, **values})
@@ -67,7 +68,8 @@ class TrailSink(Sink):
         self.run.sections.append(section)
 
     def note(self, step: int, message: str, level: str) -> None:
-        self.run.sections.append({"step": step, "kind": "note", "level": level, "message": message})
+        if message not in self._notes:  # a resumed run says again what it said at its first start
+            self.run.sections.append({"step": step, "kind": "note", "level": level, "message": message})
 
     def close(self) -> None:
         for lines in (self.run.metrics, self.run.samples, self.run.sections):
@@ -77,11 +79,11 @@ class TrailSink(Sink):
 class Recorder:
     """Tells every sink what happens. Steps are optimiser steps (or generations) from 1; 0 is before training."""
 
-    def __init__(self, sinks: Sequence[Sink] = (), *, step: int = 0, notes: Sequence[str] = ()) -> None:
-        """`step`: where a resumed run continues. `notes`: what the trail already says, not to be repeated."""
+    def __init__(self, sinks: Sequence[Sink] = (), *, step: int = 0) -> None:
+        """`step`: where a resumed run continues."""
         self._sinks = list(sinks)
         self.step = step
-        self._notes = set(notes)
+        self._notes: set[str] = set()
         self._not_finite: set[str] = set()
 
     def metrics(self, step: int, values: Mapping[str, Any], split: str = "train") -> None:
@@ -120,7 +122,7 @@ class Recorder:
         self._tell("section", {"step": where, "kind": kind, "title": title, "group": group, "payload": content})
 
     def note(self, message: str, level: str = "info") -> None:
-        """Say something once: the same message again, also after a resume, is not repeated."""
+        """Say something once: the same message again is not repeated."""
         if level not in ("info", "warning"):
             raise ValueError(f"the level of a note is info or warning, not '{level}'")
         if message not in self._notes:

@@ -20,6 +20,8 @@ FIRST = (
     *("reward", "loss", "accuracy", "mean_token_accuracy", "perplexity", "learning_rate", "grad_norm"),
     *("entropy", "kl"),
 )
+MAIN_GROUPS = ("Learning", "Rewards")
+"""What stands before the evaluations and samples; the other groups of metrics follow them, smaller."""
 HIDDEN = ("epoch", "num_tokens", "elapsed_s")
 LOGARITHMIC = ("loss", "perplexity", "grad_norm")
 ONE_CHART = ("rewards",)
@@ -50,8 +52,8 @@ def metric_groups(record: RunRecord) -> list[Group]:
     for split in record.splits():
         for name in record.names(split):
             if name not in HIDDEN and sum(map(finite, record.series(split, name)[1])) > 1:
-                group, chart, curve = _place(name)
-                charts.setdefault((group, chart), []).append((split, name, curve))
+                heading, chart, curve = _place(name)
+                charts.setdefault((heading, chart), []).append((split, name, curve))
     groups: dict[str, Group] = {}
     for (heading, chart), curves in sorted(charts.items(), key=lambda item: _order(*item[0])):
         group = groups.setdefault(heading, Group(heading))
@@ -59,7 +61,7 @@ def metric_groups(record: RunRecord) -> list[Group]:
         if constant is not None:
             group.constants.append((label(chart), value_text(curves[0][1], constant)))
         else:
-            group.figures += _charts(record, chart, curves, wide=heading == "Learning" and not group.figures)
+            group.figures += _charts(record, chart, curves, heading, first=not group.figures)
     return list(groups.values())
 
 
@@ -112,21 +114,25 @@ def _constant(record: RunRecord, curves: Sequence[tuple[str, str, str]]) -> floa
     return values.pop() if len(values) == 1 else None
 
 
-def _charts(record: RunRecord, chart: str, curves: Sequence[tuple[str, str, str]], wide: bool) -> Iterable[Figure]:
+def _charts(
+    record: RunRecord, chart: str, curves: Sequence[tuple[str, str, str]], heading: str, first: bool
+) -> Iterable[Figure]:
     """One chart, or several when there are more curves than colours."""
     splits = {split for split, _, _ in curves}
+    wide = first and heading == "Learning"
+    size = (1080, 240) if wide else (520, 240) if heading in MAIN_GROUPS else (340, 190)
     for start in range(0, len(curves), COLOURS):
         lines = []
         for split, name, curve in curves[start : start + COLOURS]:
             steps, values = record.series(split, name)
             parts = [part for part in (curve, split if len(splits) > 1 or split != "train" else "") if part]
             lines.append(Line(", ".join(parts) or label(name), steps, values, dashed=bool(curve) and split != "train"))
-        yield Figure(label(chart), _chart(chart, lines, 1080 if wide else 520), wide)
+        yield Figure(label(chart), _chart(chart, lines, size), wide)
 
 
-def _chart(chart: str, lines: Sequence[Line], width: int) -> str:
+def _chart(chart: str, lines: Sequence[Line], size: tuple[int, int]) -> str:
     values = [value for line in lines for value in line.y if finite(value)]
     points = max(len(line.y) for line in lines)
-    smoothing = max(0.0, min(0.95, 1 - 12 / points))
+    smoothing = max(0.0, min(0.95, 1 - 48 / points))
     spread = chart in LOGARITHMIC and min(values) > 0 and max(values) / min(values) > 50
-    return line_chart(lines, title=label(chart), width=width, smoothing=smoothing, log_y=spread)
+    return line_chart(lines, title=label(chart), width=size[0], height=size[1], smoothing=smoothing, log_y=spread)

@@ -15,14 +15,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from aligntune.reporting import palette, story
-from aligntune.reporting.figures import metric_groups, section_groups
+from aligntune.reporting.figures import MAIN_GROUPS, metric_groups, section_groups
 from aligntune.reporting.reading import RunRecord, Setting, shown
 from aligntune.reporting.run import RunDirectory
 from aligntune.reporting.text import number
 
 TEMPLATES = Path(__file__).parent / "templates"
-MAIN_GROUPS = ("Learning", "Rewards")
-"""What stands before the evaluations and samples; the other groups of metrics follow them, smaller."""
 
 OUTCOMES = {
     "finished": ("finished", "good"),
@@ -52,7 +50,7 @@ def render(record: RunRecord) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(svg=Markup, cell=_cell, shown=shown)
+    environment.filters.update(svg=Markup, cell=_cell, shown=shown, moment=_moment)
     comparisons = story.comparisons(record)
     changed, defaults = _by_section(record.settings)
     groups = metric_groups(record)
@@ -103,6 +101,8 @@ def _provenance(found: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
             continue
         if key == "packages":
             lines = [f"{name} {version}" for name, version in value.items()]
+        elif key == "written":
+            lines = [_moment(value)]
         elif key == "command":
             lines = [" ".join(value)]
         elif key == "git":
@@ -139,6 +139,11 @@ def _commands(record: RunRecord) -> list[tuple[str, str]]:
         found.append(("Talk to the model", f"aligntune chat {run.model}"))
         found.append(("Evaluate the model", f"aligntune eval {run.model} DATA"))
     return found
+
+
+def _moment(timestamp: str) -> str:
+    """`2026-11-24T08:20:21+00:00` as people write it."""
+    return timestamp.replace("T", " ").replace("+00:00", " UTC")
 
 
 def _cell(value: Any) -> dict[str, Any]:

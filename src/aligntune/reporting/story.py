@@ -49,9 +49,10 @@ class Comparison:
 def cards(record: RunRecord) -> list[Card]:
     """At most four: quality on held-out data first, then held-out loss, then training reward and loss."""
     found: list[tuple[int, str, str]] = []
+    rewarded = "reward" in record.names("train")
     for split in record.splits():
         for name in record.names(split):
-            rank = _rank(split, name)
+            rank = _rank(split, name, rewarded)
             if rank is not None and any(finite(value) for value in record.series(split, name)[1]):
                 found.append((rank, split, name))
     found.sort(key=lambda item: item[0])  # stable: ties keep the order of the trail
@@ -130,7 +131,7 @@ def finite_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and finite(value)
 
 
-def _rank(split: str, name: str) -> int | None:
+def _rank(split: str, name: str, rewarded: bool) -> int | None:
     if is_timing(name) or name.endswith(("/std", "_std")):
         return None
     high, low = any(part in name for part in BETTER_HIGH), any(part in name for part in BETTER_LOW)
@@ -141,7 +142,7 @@ def _rank(split: str, name: str) -> int | None:
         return 1
     if name == "reward":
         return 2
-    if name == "loss":
+    if name == "loss" and not rewarded:  # the loss of a policy is no measure of it
         return 3
     return 4 if name in ("mean_token_accuracy", "kl") else None
 
@@ -157,10 +158,10 @@ def _card(record: RunRecord, split: str, name: str) -> Card:
     return Card(
         title=label(name),
         split="held-out" if split == "eval" else split,
-        before="" if single else value_text(name, first),
-        after=value_text(name, last),
+        before="" if single else value_text(name, first, 3),
+        after=value_text(name, last, 3),
         steps=f"step {last_step:g}" if single else f"step {first_step:g} to {last_step:g}",
-        best=f"best {value_text(name, dict(solid)[best_step])} at step {best_step:g}"
+        best=f"best {value_text(name, dict(solid)[best_step], 3)} at step {best_step:g}"
         if best_step not in (None, last_step) and split != "train" and not single
         else "",
         verdict="better" if moved > 0 else "worse" if moved < 0 else "",

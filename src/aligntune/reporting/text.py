@@ -59,7 +59,7 @@ def number(value: float | None, digits: int = 4) -> str:
         return "not finite"
     if value == 0:
         return "0"
-    if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e15 and abs(value) >= 10 ** (digits - 1)):
+    if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
     if abs(value) < 1e-3 or abs(value) >= 1e9:
         mantissa, exponent = f"{value:.{digits - 2}e}".split("e")
@@ -94,7 +94,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
 
 
-def metric(name: str, value: float | None) -> str:
+def metric(name: str, value: float | None, digits: int = 4) -> str:
     """A metric's value in its own unit."""
     if value is None or not math.isfinite(value):
         return "not finite"
@@ -104,11 +104,11 @@ def metric(name: str, value: float | None) -> str:
         return f"{value:.3g} GiB"
     if name == "num_tokens":
         return short(value)
-    return number(value)
+    return number(value, digits)
 
 
-def value_text(name: str, value: float) -> str:
+def value_text(name: str, value: float, digits: int = 4) -> str:
     """A value as the page writes it: shares as percentages, the rest in the metric's unit."""
     if any(part in name for part in PERCENT) and 0 <= value <= 1:
         return f"{value * 100:.1f}%"
-    return metric(name, value)
+    return metric(name, value, digits)
