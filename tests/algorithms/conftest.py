@@ -45,11 +45,11 @@ def random_pairs(rows: int = 6, tokens: int = 5, seed: int = 0, spread: float = 
     return PairBatch(**parts)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def rollouts():
     return random_rollouts
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pairs():
     return random_pairs

@@ -21,8 +21,9 @@ from aligntune.algorithms.batch import PairLogProbs
 if TYPE_CHECKING:
     from aligntune.config.algorithms import DPOConfig
 
-EXPONENT_LIMIT = 80.0
-"""Exponents are clamped here (as in TRL): a *sequence* ratio easily leaves float32, and exp(80) is still inside."""
+EXPONENT_LIMIT = 40.0
+"""Exponents are clamped here: a *sequence* ratio easily leaves float32; exp(40) and its square (ipo) are inside. TRL clamps
+at 80, and only in the alpha divergence."""
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,10 @@ def supervised_loss(
     log_probs: of the targets, any shape (a masked one may be anything). mask: the same shape, true where a token is trained.
     label_smoothing: weight of the uniform target, which needs `mean_log_probs`, the mean of log pi over the vocabulary.
     """
-    losses = token_loss(loss_type, log_probs)
+    mask = mask.bool()
+    losses = token_loss(loss_type, masked(log_probs, mask))
     if label_smoothing > 0:
         if mean_log_probs is None:
             raise ValueError("label smoothing needs the mean log-probability over the vocabulary")
         losses = (1 - label_smoothing) * losses - label_smoothing * mean_log_probs
-    return divide(masked(losses, mask.bool()).sum(), num_tokens)
+    return divide(masked(losses, mask).sum(), num_tokens)
