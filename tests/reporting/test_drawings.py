@@ -37,7 +37,7 @@ class TestTicks:
     @given(floats, floats)
     def test_they_cover_the_range_with_few_round_steps(self, a, b):
         low, high = min(a, b), max(a, b)
-        if high - low <= 1e-9 * max(abs(low), abs(high)):
+        if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-150):
             return
         ticks = nice_ticks(low, high)
         step = ticks[1] - ticks[0]
@@ -47,7 +47,8 @@ class TestTicks:
         assert ticks[0] > low - step - slack
         assert 2 <= len(ticks) <= 7
         assert step / 10 ** math.floor(math.log10(step * (1 + 1e-9))) == pytest.approx(
-            min((1, 2, 2.5, 5, 10), key=lambda f: abs(f - step / 10 ** math.floor(math.log10(step * (1 + 1e-9))))), rel=1e-6
+            min((1, 2, 2.5, 5, 10), key=lambda f: abs(f - step / 10 ** math.floor(math.log10(step * (1 + 1e-9))))),
+            rel=1e-6,
         )
 
     def test_logarithmic(self):
@@ -173,6 +174,17 @@ class TestLineChart:
     def test_log_axis_without_positive_values_is_linear(self):
         assert parse(line_chart([Line("a", [1, 2], [-1, 0])], title="t", log_y=True)) is not None
 
+    @pytest.mark.parametrize(
+        "values",
+        [[1.7e308, -1.7e308], [5e-324, 0.0], [1e308, 1e308], [1.0, 1.0 + 2e-16], [1e149, -1e149], [1e-149, 1e149]],
+    )
+    @pytest.mark.parametrize("log_y", [False, True])
+    def test_extremes(self, values, log_y):
+        assert not re.search(
+            "nan|inf", line_chart([Line("a", [1, 2], values)], title="t", log_y=log_y).replace("finite", "")
+        )
+        assert parse(bar_chart(["a", "b"], {"": values}, title="t")) is not None
+
     @given(st.lists(st.one_of(st.none(), st.floats()), max_size=40), st.booleans(), st.floats(0, 0.95))
     def test_any_numbers_give_a_drawing(self, values, log_y, smoothing):
         svg = line_chart([Line("a", range(len(values)), values)], title="t", log_y=log_y, smoothing=smoothing)
@@ -192,7 +204,9 @@ class TestBlocks:
     def test_negative_bars_grow_to_the_left_of_zero(self):
         svg = bar_chart(["a", "b"], {"": [-1.0, 1.0]}, title="t", width=200)
         negative, positive = classes(svg, "fill")
-        assert float(negative.get("x")) + float(negative.get("width")) == pytest.approx(float(positive.get("x")), abs=0.11)
+        assert float(negative.get("x")) + float(negative.get("width")) == pytest.approx(
+            float(positive.get("x")), abs=0.11
+        )
 
     def test_grouped_bars_have_a_legend_and_skip_gaps(self):
         svg = bar_chart(["a"], {"before": [1.0], "after": [None]}, title="t")

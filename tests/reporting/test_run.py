@@ -60,7 +60,13 @@ class TestTrail:
 
     def test_json_is_strict_and_keeps_every_digit(self):
         numpy = pytest.importorskip("numpy")
-        value = {"nan": float("nan"), "inf": float("inf"), "x": 0.1 + 0.2, "n": numpy.float32(0.5), "a": numpy.arange(2)}
+        value = {
+            "nan": float("nan"),
+            "inf": float("inf"),
+            "x": 0.1 + 0.2,
+            "n": numpy.float32(0.5),
+            "a": numpy.arange(2),
+        }
         assert clean(value) == {"nan": None, "inf": None, "x": 0.30000000000000004, "n": 0.5, "a": [0, 1]}
         assert clean(Path("a")) == "a"
 
@@ -86,7 +92,7 @@ class TestCreate:
 
     def test_results_are_not_replaced_by_accident(self, tmp_path):
         log(RunDirectory.create(tmp_path), 1)
-        with pytest.raises(ConfigError, match="already holds a run.*resume.*overwrite.*another output_dir"):
+        with pytest.raises(ConfigError, match=r"already holds a run.*resume.*overwrite.*another output_dir"):
             RunDirectory.create(tmp_path)
         assert steps(RunDirectory(tmp_path)) == [1]
 
@@ -265,9 +271,14 @@ class TestStaged:
         run = RunDirectory.create(tmp_path)
         run.model.mkdir()
         (run.model / "weights").write_text("old")
-        with pytest.raises(RuntimeError), run.staged("model") as folder:
-            (folder / "weights").write_text("half")
-            raise RuntimeError
+
+        def save():
+            with run.staged("model") as folder:
+                (folder / "weights").write_text("half")
+                raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            save()
         assert (run.model / "weights").read_text() == "old"
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

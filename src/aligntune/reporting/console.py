@@ -138,9 +138,9 @@ class LiveConsole(ConsoleSink):
         self._title = title
         self._values: Mapping[str, Any] = {}
         self._part: tuple[str, int, int | None] | None = None
-        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=False)
         self._started = False
         super().__init__(threshold)
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
 
     def metrics(self, step: int, values: Mapping[str, Any], split: str) -> None:
         if split == "train":

@@ -11,6 +11,7 @@ from typing import TypeGuard
 from aligntune.reporting.text import number
 
 MAX_POINTS = 600
+HUGE, TINY = 1e150, 1e-150  # what is larger has no place in a chart, what is smaller is zero
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 Numbers = Sequence[float | None]
 
@@ -25,6 +26,10 @@ class Scale:
     end: float
     log: bool = False
 
+    def shows(self, value: float | None) -> TypeGuard[float]:
+        """Whether the value has a place: finite, and positive on a logarithmic axis."""
+        return finite(value) and (value > TINY or not self.log)
+
     def __call__(self, value: float) -> float:
         low, high, at = self.low, self.high, value
         if self.log:
@@ -35,10 +40,12 @@ class Scale:
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten apart) that cover [low, high].
 
-    The first is at or below `low`, the last at or above `high`.
+    The first is at or below `low`, the last at or above `high`. A range too narrow to have ticks of its own (a billionth
+    of its values) is widened by a tenth of them, or by 1 around zero.
     """
-    if not low < high:
-        pad = abs(low) * 0.1 or 1.0
+    size = max(abs(low), abs(high))
+    if high - low <= max(1e-9 * size, TINY):
+        pad = 0.1 * size if size > TINY else 1.0
         low, high = low - pad, high + pad
     rough = (high - low) / max(1, count - 1)
     power = 10.0 ** math.floor(math.log10(rough))
@@ -111,7 +118,7 @@ def path(points: Sequence[tuple[float, float | None]], x: Scale, y: Scale) -> st
     """The `d` of a polyline: `M` starts each stretch between gaps, `L` continues it; a lone point is a stroke of length 0."""
     parts, open_, alone = [], False, False
     for at, value in points:
-        if value is None or (y.log and value <= 0):
+        if not y.shows(value):
             if alone:
                 parts.append("h0")
             open_ = alone = False
@@ -124,8 +131,8 @@ def path(points: Sequence[tuple[float, float | None]], x: Scale, y: Scale) -> st
 
 
 def finite(value: float | None) -> TypeGuard[float]:
-    """Neither missing, NaN nor infinite."""
-    return value is not None and math.isfinite(value)
+    """Neither missing, NaN nor infinite; beyond `HUGE` counts as infinite, so that differences of two numbers are not."""
+    return value is not None and abs(value) < HUGE
 
 
 def fixed(value: float) -> str:

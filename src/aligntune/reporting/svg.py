@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from html import escape
 
 from aligntune.reporting.scales import (
+    TINY,
     Numbers,
     Scale,
     finite,
@@ -156,7 +157,7 @@ def legend(lines: Sequence[Line], left: float, width: float) -> str:
 
 
 def _y_ticks(values: Sequence[float], log_y: bool) -> tuple[list[float], list[str], bool]:
-    positive = [value for value in values if value > 0]
+    positive = [value for value in values if value > TINY]
     if log_y and positive:
         ticks = log_ticks(min(positive), max(positive))
         return ticks, [number(tick, 3) for tick in ticks], True
@@ -192,7 +193,7 @@ def _draw(line: Line, x: Scale, y: Scale) -> str:
     shade = f'<path class="band {kind}" d="{band}"/>' if band else ""
     curve = f'<path class="{_style(line, line.colour)}" d="{path(thin(line.x, line.y), x, y)}"/>'
     pairs = zip(line.x, line.y, strict=True)
-    solid = [(at, value) for at, value in pairs if finite(at) and finite(value) and _drawable(value, y)]
+    solid = [(at, value) for at, value in pairs if finite(at) and y.shows(value)]
     if line.faint or len(solid) > MAX_DOTS:
         return shade + curve
     dots = (f'<circle class="fill {kind}" cx="{fixed(x(at))}" cy="{fixed(y(value))}" r="2.2"/>' for at, value in solid)
@@ -203,16 +204,12 @@ def _band(line: Line, x: Scale, y: Scale) -> str:
     if line.low is None or line.high is None:
         return ""
     edges = zip(line.x, line.low, line.high, strict=True)
-    solid = [(at, low, high) for at, low, high in edges if finite(at) and _drawable(low, y) and _drawable(high, y)]
+    solid = [(at, low, high) for at, low, high in edges if finite(at) and y.shows(low) and y.shows(high)]
     if len(solid) < 2:
         return ""
     there = path([(at, high) for at, _, high in solid], x, y)
     back = path([(at, low) for at, low, _ in reversed(solid)], x, y)
     return f"{there}L{back[1:]}Z"
-
-
-def _drawable(value: float | None, y: Scale) -> bool:
-    return finite(value) and (value > 0 or not y.log)
 
 
 def _y_axis(ticks: Sequence[float], labels: Sequence[str], y: Scale, left: float, right: float) -> str:
@@ -240,7 +237,7 @@ def _hover(line: Line, x: Scale, y: Scale) -> str:
         f'<circle class="hit" cx="{fixed(x(at))}" cy="{fixed(y(value))}" r="4">'
         f"<title>{escape(line.name)} at {number(at)}: {number(value)}</title></circle>"
         for at, value in thin(line.x, line.y, MAX_HOVER)
-        if value is not None and _drawable(value, y)
+        if y.shows(value)
     )
 
 
