@@ -23,7 +23,7 @@ def syscall(number, *args):
 """
 
 PROCESSES = {
-    "fork_bomb": "while True: attempt(os.fork) ; os.getpid() % 7 or sys.exit()",
+    "fork_bomb": "for _ in range(10 ** 5): attempt(os.fork)",
     "fork_once": "attempt(os.fork)",
     "double_fork_daemon": """
 def daemon():
@@ -37,7 +37,7 @@ attempt(daemon)
     "zombie_children": "for _ in range(50): attempt(lambda: os.fork() or os._exit(0))",
     "vfork_by_ctypes": "attempt(lambda: syscall(58) if os.uname().machine == 'x86_64' else syscall(220, 17))",
     "shell": "import subprocess; attempt(lambda: subprocess.check_output('echo @NONCE@; sleep 60', shell=True))",
-    "os_system": "attempt(lambda: os.system('touch @OUTSIDE@/@NONCE@') and 1 / 0 if False else os.posix_spawn('/bin/sh', ['sh'], {}))",
+    "posix_spawn": "attempt(lambda: os.posix_spawn('/bin/sh', ['sh', '-c', 'touch @OUTSIDE@/@NONCE@'], {}))",
     "exec": "attempt(lambda: os.execv('/bin/sh', ['sh', '-c', 'sleep 60 #@NONCE@']))",
     "multiprocessing": """
 import multiprocessing
@@ -77,7 +77,7 @@ attempt(lambda: (os.symlink('@CANARY@', 'link'), open('link', 'w').write('x')), 
 attempt(lambda: (os.symlink('@OUTSIDE@', 'folder'), open('folder/@NONCE@', 'w').write('x')), 'WROTE')
 """,
     "hard_link": "attempt(lambda: (os.link('@CANARY@', 'hard'), open('hard', 'w').write('x')), 'WROTE')",
-    "chmod": "os.path.exists('@CANARY@') and attempt(lambda: os.chmod('@CANARY@', 0o777) or 1 / 0 if False else None, 'done')",
+    "chmod": "attempt(lambda: os.chmod('@CANARY@', 0o777), 'did nothing or')",
     "chown": "attempt(lambda: os.chown('@CANARY@', 1, 1), 'WROTE')",
     "make_folders": "attempt(lambda: os.mkdir('@OUTSIDE@/@NONCE@'), 'WROTE')",
     "tmp_and_home": """
@@ -98,7 +98,7 @@ for place in [*site.getsitepackages(), os.path.dirname(os.__file__)]:
 for number in range(3, 300):
     try: os.write(number, b'@NONCE@')
     except OSError: continue
-    print('descriptor', number)
+    print('written', number)
 """,
 }  # fmt: skip
 

@@ -138,7 +138,7 @@ class _Watch:
         return time.monotonic() - self.started
 
     def readable(self) -> Status:
-        """"ok" when there is something to read, else why the job has to end."""
+        """ "ok" when there is something to read, else why the job has to end."""
         while True:
             left = self.limits.wall_s - self.seconds
             if left <= 0:
@@ -152,30 +152,30 @@ class _Watch:
 def _check(slot: Slot, job: Check, folder: str) -> Verdict:
     code_end, test_end = socket.socketpair()
     ours, theirs = socket.socketpair()
-    null = os.open(os.devnull, os.O_RDWR)
-    pids: list[int] = []
-    with ours:
-        try:
-            streams = [null, null, null]
-            pids.append(slot.spawn("solution", [*streams, code_end.fileno()], job.limits, folder))
-            pids.append(slot.spawn("tests", [*streams, test_end.fileno(), theirs.fileno()], job.limits, folder))
-            _send_code(test_end, job)
-        finally:
-            os.close(null)
-            for end in (code_end, test_end, theirs):
-                end.close()
-        wire.send(ours.fileno(), _tests_of(job))
+    with ours, test_end:
+        with code_end, theirs, open(os.devnull, "r+b") as null:
+            streams = [null.fileno()] * 3
+            code = slot.spawn("solution", [*streams, code_end.fileno()], job.limits, folder)
+            tests = slot.spawn("tests", [*streams, test_end.fileno(), theirs.fileno()], job.limits, folder)
+        _start(test_end, {"code": job.code})  # the tests own this end, and are given the job only after it
+        _start(ours, _tests_of(job))
+        test_end.close()
         watch = _Watch(ours.fileno(), job.limits, folder)
         frames, status = _frames(ours, watch)
-    code_ended, _ = slot.reap(pids)
+    code_ended, _ = slot.reap([code, tests])
     return _verdict(job, frames, status, code_ended, watch.seconds)
 
 
-def _send_code(channel: socket.socket, job: Check) -> None:
-    """The first frame on the code's channel is ours; the tests own it afterwards."""
-    channel.settimeout(job.limits.wall_s)
-    channel.setblocking(True)
-    wire.send(channel.fileno(), {"code": job.code})
+def _start(channel: socket.socket, job: dict[str, Any]) -> None:
+    """Give a fresh child its job once it has said that it is confined."""
+    try:
+        first = wire.receive(channel.fileno())
+        if first.get("confined"):
+            wire.send(channel.fileno(), job)
+            return
+    except wire.ProtocolError as error:
+        first = {"why": str(error)}
+    raise RewardError(f"the sandbox could not confine a process, so it ran nothing: {first['why']}")
 
 
 def _tests_of(job: Check) -> dict[str, Any]:
@@ -194,8 +194,6 @@ def _frames(channel: socket.socket, watch: _Watch) -> tuple[list[dict[str, Any]]
             frame = wire.receive(channel.fileno())
         except wire.ProtocolError:
             return frames, "killed"
-        if "unconfined" in frame:
-            raise RewardError(f"the sandbox could not confine a process, so it ran nothing: {frame['unconfined']}")
         frames.append(frame)
         if "ended" in frame or "broken" in frame:
             return frames, "ok"
@@ -236,11 +234,9 @@ def _run(slot: Slot, job: Program, folder: str) -> Output:
         with theirs:
             streams = [stream.fileno() for stream in (stdin, stdout, stderr)]
             pid = slot.spawn("script", [*streams, theirs.fileno()], job.limits, folder)
-        wire.send(ours.fileno(), {"code": job.code})
+        _start(ours, {"code": job.code})
         watch = _Watch(ours.fileno(), job.limits, folder)
         status = watch.readable()
-        if status == "ok":
-            _raise_if_unconfined(ours)
         (ended,) = slot.reap([pid], grace_s=0.2 if status == "ok" else 0.0)
         if status == "ok" and ended["signal"]:
             status = "killed"
@@ -248,16 +244,6 @@ def _run(slot: Slot, job: Program, folder: str) -> Output:
             status = "error"
         keep = job.limits.output_kb << 10
         return Output(status, _text(stdout, keep), _text(stderr, keep), ended["exit"], watch.seconds)
-
-
-def _raise_if_unconfined(channel: socket.socket) -> None:
-    channel.setblocking(False)
-    try:
-        data = channel.recv(1 << 12)
-    except (BlockingIOError, ConnectionError):
-        return
-    if b'"unconfined"' in data:
-        raise RewardError(f"the sandbox could not confine a process, so it ran nothing: {data[4:].decode()}")
 
 
 def _text(stream: IO[bytes], keep: int) -> str:

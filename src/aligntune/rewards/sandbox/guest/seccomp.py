@@ -67,6 +67,7 @@ LD, JEQ, JGE, AND, RET = 0x20, 0x15, 0x35, 0x54, 0x06
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 CLONE_THREAD, AF_UNIX, PR_SET_NAME, PR_GET_NAME = 0x10000, 1, 15, 16
+FIONBIO, FIOCLEX = 0x5421, 0x5451
 STAND_IN = 0xFEEDF00D
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -97,6 +98,11 @@ def _when(argument: int, value: int, *, mask: int | None = None, high: int | Non
     return block
 
 
+def _one_of(argument: int, first: int, second: int, error: int = errno.EPERM) -> list[Instruction]:
+    """Fall through when the argument is one of the two, else refuse."""
+    return [(LD, 0, 0, 16 + 8 * argument), (JEQ, 2, 0, first), (JEQ, 1, 0, second), _refuse(error)]
+
+
 def _rules(pid: int, writes: bool) -> dict[str, list[Instruction]]:
     allow: Instruction = (RET, 0, 0, ALLOW)
     read_only = errno.EROFS
@@ -113,13 +119,13 @@ def _rules(pid: int, writes: bool) -> dict[str, list[Instruction]]:
         "clone": [*_when(0, CLONE_THREAD, mask=CLONE_THREAD), allow],
         "clone3": [_refuse(errno.ENOSYS)],  # its flags lie in memory, out of a filter's sight: libc falls back to clone
         "openat2": [_refuse(errno.ENOSYS)],
-        "ioctl": [_refuse(errno.ENOTTY)],
+        "ioctl": [*_one_of(1, FIONBIO, FIOCLEX, error=errno.ENOTTY), allow],  # sockets set O_NONBLOCK through it
         "kill": [*_when(0, pid), allow],
         "tgkill": [*_when(0, pid), allow],
         "prlimit64": [*_when(0, 0), *_when(2, 0, high=0), allow],  # read one's own limits, set none
         "socketpair": [*_when(0, AF_UNIX), allow],  # asyncio wakes its loop through one
         "sendto": [*_when(4, 0, high=0), allow],  # no address: only over a pair made here
-        "prctl": [(LD, 0, 0, 16), (JEQ, 2, 0, PR_SET_NAME), (JEQ, 1, 0, PR_GET_NAME), _refuse(errno.EPERM), allow],
+        "prctl": [*_one_of(0, PR_SET_NAME, PR_GET_NAME), allow],
     }
     rules |= {name: [allow] if writes else [_refuse(read_only)] for name in CHANGES_FILES}
     rules |= {name: [_refuse(0)] if writes else [_refuse(read_only)] for name in IGNORED}

@@ -105,9 +105,9 @@ class Zygote:
             confine.enter(self.layers, request["limits"], request["scratch"], self.readable)
             self._close_all_but({0, 1, 2, *channels})
         except (confine.ConfinementError, OSError, ValueError) as error:
-            wire.send(channels[-1], {"unconfined": f"{type(error).__name__}: {error}"})
+            wire.send(channels[-1], {"confined": False, "why": f"{type(error).__name__}: {error}"})
             os._exit(70)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        wire.send(channels[-1], {"confined": True})  # said before any code is here that could say it
         return lambda: ROLES[request["role"]](*channels)
 
     def _close_all_but(self, kept: set[int]) -> None:
