@@ -150,7 +150,7 @@ def test_code_is_cut_out_of_an_answer():
     assert extract_code("x = 1") == "x = 1"
 
 
-def test_bad_settings_are_named(monkeypatch: pytest.MonkeyPatch):
+def test_bad_settings_are_named():
     with pytest.raises(ConfigError, match=r"does not know the language 'cobol'.*python"):
         codebleu(["x"], ["x"], "cobol")
     with pytest.raises(ConfigError, match="sum to 1"):
@@ -159,12 +159,13 @@ def test_bad_settings_are_named(monkeypatch: pytest.MonkeyPatch):
         codebleu(["x"], ["x"], ["python", "java"])
 
 
-def test_a_missing_grammar_names_the_extra(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("name", "command"), [("python", r"aligntune\[eval\]"), ("go", "pip install tree-sitter-go")])
+def test_a_missing_grammar_says_what_to_install(name: str, command: str, monkeypatch: pytest.MonkeyPatch):
     import sys
 
     from aligntune.textmetrics import code_trees
 
     code_trees._parser.cache_clear()
-    monkeypatch.setitem(sys.modules, "tree_sitter_python", None)
-    with pytest.raises(MissingExtra, match=r"tree_sitter_python.*aligntune\[eval\]"):
-        codebleu(["x"], ["x"])
+    monkeypatch.setitem(sys.modules, f"tree_sitter_{name}", None)
+    with pytest.raises(MissingExtra, match=command):
+        codebleu(["x"], ["x"], name)

@@ -5,25 +5,41 @@ Comments and Python docstrings are cut out before parsing: they are prose, not p
 
 from __future__ import annotations
 
+import importlib
 import keyword
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from aligntune.errors import ConfigError, require
+from aligntune.errors import ConfigError, MissingExtra, require
 
 Node = Any
 """A `tree_sitter.Node`."""
 
-_C_KEYWORDS = (
+_JAVA = (
+    "abstract assert boolean break byte case catch char class const continue default do double else enum extends "
+    "final finally float for goto if implements import instanceof int interface long native new package private "
+    "protected public return short static strictfp super switch synchronized this throw throws transient try void "
+    "volatile while"
+)
+_JAVASCRIPT = (
+    "async await break case catch class const continue debugger default delete do else export extends false "
+    "finally for function if import in instanceof let new null of return static super switch this throw true try "
+    "typeof undefined var void while with yield"
+)
+_C = (
     "auto break case char const continue default do double else enum extern float for goto if inline int long "
     "register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while"
 )
-_CPP_KEYWORDS = (
-    "alignas alignof and asm bool catch class concept const_cast consteval constexpr constinit co_await co_return "
-    "co_yield decltype delete dynamic_cast explicit export false friend mutable namespace new noexcept not nullptr "
-    "operator or override private protected public reinterpret_cast requires static_assert static_cast template this "
-    "thread_local throw true try typeid typename using virtual wchar_t xor"
+_CPP = (
+    "alignas alignof and asm bool catch class co_await co_return co_yield concept const_cast consteval constexpr "
+    "constinit decltype delete dynamic_cast explicit export false friend mutable namespace new noexcept not "
+    "nullptr operator or override private protected public reinterpret_cast requires static_assert static_cast "
+    "template this thread_local throw true try typeid typename using virtual wchar_t xor"
+)
+_GO = (
+    "break case chan const continue default defer else fallthrough for func go goto if import interface map "
+    "package range return select struct switch type var"
 )
 
 
@@ -59,60 +75,7 @@ LANGUAGES: dict[str, Language] = {
     ),
     "java": Language(
         package="tree_sitter_java",
-        keywords=frozenset(
-            [
-                "abstract",
-                "assert",
-                "boolean",
-                "break",
-                "byte",
-                "case",
-                "catch",
-                "char",
-                "class",
-                "const",
-                "continue",
-                "default",
-                "do",
-                "double",
-                "else",
-                "enum",
-                "extends",
-                "final",
-                "finally",
-                "float",
-                "for",
-                "goto",
-                "if",
-                "implements",
-                "import",
-                "instanceof",
-                "int",
-                "interface",
-                "long",
-                "native",
-                "new",
-                "package",
-                "private",
-                "protected",
-                "public",
-                "return",
-                "short",
-                "static",
-                "strictfp",
-                "super",
-                "switch",
-                "synchronized",
-                "this",
-                "throw",
-                "throws",
-                "transient",
-                "try",
-                "void",
-                "volatile",
-                "while",
-            ]
-        ),
+        keywords=frozenset(_JAVA.split()),
         assignments=frozenset(["assignment_expression"]),
         declarations={"variable_declarator": ("name", "value")},
         updates=frozenset(["update_expression"]),
@@ -121,52 +84,7 @@ LANGUAGES: dict[str, Language] = {
     ),
     "javascript": Language(
         package="tree_sitter_javascript",
-        keywords=frozenset(
-            [
-                "async",
-                "await",
-                "break",
-                "case",
-                "catch",
-                "class",
-                "const",
-                "continue",
-                "debugger",
-                "default",
-                "delete",
-                "do",
-                "else",
-                "export",
-                "extends",
-                "false",
-                "finally",
-                "for",
-                "function",
-                "if",
-                "import",
-                "in",
-                "instanceof",
-                "let",
-                "new",
-                "null",
-                "of",
-                "return",
-                "static",
-                "super",
-                "switch",
-                "this",
-                "throw",
-                "true",
-                "try",
-                "typeof",
-                "undefined",
-                "var",
-                "void",
-                "while",
-                "with",
-                "yield",
-            ]
-        ),
+        keywords=frozenset(_JAVASCRIPT.split()),
         assignments=frozenset(["assignment_expression", "augmented_assignment_expression", "assignment_pattern"]),
         declarations={"variable_declarator": ("name", "value")},
         updates=frozenset(["update_expression"]),
@@ -175,7 +93,7 @@ LANGUAGES: dict[str, Language] = {
     ),
     "c": Language(
         package="tree_sitter_c",
-        keywords=frozenset(_C_KEYWORDS.split()),
+        keywords=frozenset(_C.split()),
         assignments=frozenset(["assignment_expression"]),
         declarations={"init_declarator": ("declarator", "value")},
         updates=frozenset(["update_expression"]),
@@ -183,7 +101,7 @@ LANGUAGES: dict[str, Language] = {
     ),
     "cpp": Language(
         package="tree_sitter_cpp",
-        keywords=frozenset(f"{_C_KEYWORDS} {_CPP_KEYWORDS}".split()),
+        keywords=frozenset([*_C.split(), *_CPP.split()]),
         assignments=frozenset(["assignment_expression"]),
         declarations={
             "init_declarator": ("declarator", "value"),
@@ -195,35 +113,7 @@ LANGUAGES: dict[str, Language] = {
     ),
     "go": Language(
         package="tree_sitter_go",
-        keywords=frozenset(
-            [
-                "break",
-                "case",
-                "chan",
-                "const",
-                "continue",
-                "default",
-                "defer",
-                "else",
-                "fallthrough",
-                "for",
-                "func",
-                "go",
-                "goto",
-                "if",
-                "import",
-                "interface",
-                "map",
-                "package",
-                "range",
-                "return",
-                "select",
-                "struct",
-                "switch",
-                "type",
-                "var",
-            ]
-        ),
+        keywords=frozenset(_GO.split()),
         assignments=frozenset(["assignment_statement", "short_var_declaration", "range_clause"]),
         declarations={"var_spec": ("name", "value"), "const_spec": ("name", "value")},
         updates=frozenset(["inc_statement", "dec_statement"]),
@@ -247,7 +137,12 @@ def language(name: str) -> Language:
 def _parser(name: str) -> Any:
     table = language(name)
     tree_sitter = require("tree_sitter", extra="eval", why="CodeBLEU")
-    grammar = require(table.package, extra="eval", why=f"CodeBLEU of {name} code")
+    try:
+        grammar = importlib.import_module(table.package)
+    except ImportError as error:
+        package = table.package.replace("_", "-")
+        command = "'aligntune[eval]'" if name == "python" else package
+        raise MissingExtra(f"CodeBLEU of {name} code needs the package {package}: pip install {command}") from error
     return tree_sitter.Parser(tree_sitter.Language(grammar.language()))
 
 

@@ -16,6 +16,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,17 @@ class Encoder:
     def depth(self) -> int:
         config = self.model.config
         return int(config.get_text_config().num_hidden_layers)
+
+    @contextmanager
+    def on(self, device: str | None) -> Iterator[None]:
+        """The model on `device` for a while (None: where it is), then back where it was."""
+        home = next(self.model.parameters()).device
+        if device is not None:
+            self.model.to(device)
+        try:
+            yield
+        finally:
+            self.model.to(home)
 
     def default_layer(self) -> int:
         """The published layer of a known model, else the one at three quarters of the depth, where those lie."""

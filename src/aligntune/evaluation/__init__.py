@@ -1,0 +1,1 @@
+"""How good is the model? Labels, preferences, perplexity, and the quality of answers it writes."""
