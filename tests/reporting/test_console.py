@@ -45,7 +45,7 @@ class TestPlain:
         recorder.progress(0, 300)
         recorder.metrics(120, LOGS)
         assert stream.getvalue() == (
-            "step 120/300  epoch 0.5000  loss 1.235  lr 2e-5  grad 0.5000  tok/s 12.3k/s  mem 3.14 GiB\n"
+            "step 120/300  epoch 0.500  loss 1.235  lr 2e-5  grad 0.500  tok/s 12.3k  mem 3.14 GiB\n"
         )
 
     def test_the_time_left_is_of_this_sessions_pace(self, plain, monkeypatch):
@@ -113,7 +113,7 @@ class TestLive:
         text = Console(file=StringIO(), width=120)
         assert "\x1b[" in last
         plain = text.render_str(last.replace("\x1b", "")).plain
-        for part in ("sft", "150/300  50%", "loss", "1.235", "lr", "2e-5", "grad", "12.3k/s", "3.14 GiB"):
+        for part in ("sft", "150/300  50%", "loss", "1.235", "lr", "2e-5", "grad", "12.3k", "3.14\u00a0GiB"):
             assert part in plain
 
     def test_evaluations_and_warnings_scroll_by(self, live):

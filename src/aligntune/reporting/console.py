@@ -186,8 +186,8 @@ class LiveConsole(ConsoleSink):
             Text(spent if left is None else f"{spent}, {duration(left)} left", style="dim"),
         )
         line = Text("  ")
-        for name, value in shown_values(self._values, "train"):
-            line.append(f"{name} ", style="dim").append(f"{value}   ")
+        for name, value in shown_values(self._values, "train"):  # hard spaces: a name stays with its number
+            line.append(f"{name} ".replace(" ", "\u00a0"), style="dim").append(value.replace(" ", "\u00a0") + "   ")
         if self._part is not None:
             phase, step, total = self._part
             line.append(f"{phase} {step}/{total}" if total else f"{phase} {step}", style="cyan")
@@ -204,7 +204,8 @@ def shown_values(values: Mapping[str, Any], split: str) -> list[tuple[str, str]]
     for name in names:
         value = values[name]
         if isinstance(value, (int, float)):
-            found.append((SHOWN.get(name, label(name).lower()), metric(name, value)))
+            text = metric(name, value, digits=4 if split != "train" or name == "loss" else 3)
+            found.append((SHOWN.get(name, label(name).lower()), text.removesuffix("/s")))
     return found
 
 

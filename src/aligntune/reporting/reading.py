@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import yaml
@@ -60,24 +61,29 @@ class RunRecord:
             notes=[row for row in events if row.get("kind") == "note"],
         )
 
+    @cached_property
+    def _series(self) -> dict[str, dict[str, dict[float, float | None]]]:
+        """Split -> metric -> step -> value. A step that was logged twice counts once, with its later value."""
+        found: dict[str, dict[str, dict[float, float | None]]] = {}
+        for row in self.metrics:
+            step, metrics = row.get("step", 0), found.setdefault(str(row.get("split", "train")), {})
+            for name, value in row.items():
+                if name not in ("step", "split") and (value is None or isinstance(value, (int, float))):
+                    metrics.setdefault(name, {})[step] = value
+        return found
+
     def splits(self) -> list[str]:
         """The splits that have metrics, training first."""
-        found = dict.fromkeys(str(row.get("split", "train")) for row in self.metrics)
-        return sorted(found, key=lambda split: split != "train")
+        return sorted(self._series, key=lambda split: split != "train")
 
     def names(self, split: str) -> list[str]:
         """Names of the numeric metrics of a split, in order of first appearance."""
-        rows = (row for row in self.metrics if row.get("split", "train") == split)
-        return list(dict.fromkeys(name for row in rows for name, value in row.items() if _is_metric(name, value)))
+        return list(self._series.get(split, {}))
 
     def series(self, split: str, name: str) -> tuple[list[float], list[float | None]]:
-        """Steps and values; a step that was logged twice counts once, with its later value; null is a gap."""
-        found: dict[float, float | None] = {}
-        for row in self.metrics:
-            if row.get("split", "train") == split and name in row:
-                value = row[name]
-                found[row.get("step", 0)] = value if isinstance(value, (int, float)) else None
-        return list(found), list(found.values())
+        """Steps and values of a metric; None is a gap."""
+        values = self._series.get(split, {}).get(name, {})
+        return list(values), list(values.values())
 
     def last_step(self) -> int:
         """The highest step of the trail."""
@@ -142,7 +148,3 @@ def _json(path: Any) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-
-
-def _is_metric(name: str, value: Any) -> bool:
-    return name not in ("step", "split") and (value is None or isinstance(value, (int, float)))
