@@ -26,20 +26,26 @@ def validate(ctx: typer.Context, file: ConfigFile = None) -> None:
     source, overrides = split(file, ctx.args)
     found = resolve(source, overrides=overrides)
     changed = sum(origin != "default" for _, _, origin in found.rows())
-    print(f"{source or 'config'}: valid ({found.config.algorithm.value}, {changed} settings differ from their defaults)")
+    print(
+        f"{source or 'config'}: valid ({found.config.algorithm.value}, {changed} settings differ from their defaults)"
+    )
 
 
 def explain(
     ctx: typer.Context,
     file: ConfigFile = None,
-    all_settings: Annotated[bool, typer.Option("--all/--set", help="Every setting, or only those that are set.")] = True,
+    all_settings: Annotated[
+        bool, typer.Option("--all/--set", help="Every setting, or only those that are set.")
+    ] = True,
 ) -> None:
     """Print every resolved value with where it comes from."""
     from aligntune.config.dump import origin_rows
     from aligntune.config.resolve import resolve
 
     source, overrides = split(file, ctx.args)
-    rows = [row for row in origin_rows(resolve(source, overrides=overrides)) if all_settings or row["origin"] != "default"]
+    rows = [
+        row for row in origin_rows(resolve(source, overrides=overrides)) if all_settings or row["origin"] != "default"
+    ]
     widths = [min(48, max(len(row[key]) for row in rows)) for key in ("path", "value")]
     for row in rows:
         print(f"{row['path']:<{widths[0]}}  {row['value']:<{widths[1]}}  {row['origin']}")

@@ -22,7 +22,18 @@ def preview(
     rows: Annotated[int, typer.Option(help="Rows to show.")] = 3,
 ) -> None:
     """Show the tokens of the first rows, trained ones marked."""
+    import sys
+
+    from rich.console import Console
+
     from aligntune.api import create_trainer
+    from aligntune.data.preview import coloured, plain
 
     source, overrides = split(file, ctx.args)
-    create_trainer(source, overrides=overrides).preview(rows)
+    console = Console()
+    for tokens in create_trainer(source, overrides=overrides).preview(rows):
+        if sys.stdout.isatty():
+            console.print(coloured(tokens))
+        else:
+            print(plain(tokens))
+        print()

@@ -18,9 +18,14 @@ def add_to(app: typer.Typer) -> None:
 def train(
     ctx: typer.Context,
     file: ConfigFile = None,
-    resume: Annotated[str | None, typer.Option(help="Continue: 'auto' for the last checkpoint, or a checkpoint folder.", metavar="auto|PATH")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="Continue: 'auto' for the last checkpoint, or a checkpoint folder.", metavar="auto|PATH"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the results in the output folder.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Load data, show the first row with its mask, and stop before training.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Load data, show the first row with its mask, and stop before training.")
+    ] = False,
 ) -> None:
     """Train what the config says."""
     from aligntune.api import create_trainer

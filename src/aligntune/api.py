@@ -1,0 +1,107 @@
+"""The Python door: from settings to a session that can train, evaluate, predict and save."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from aligntune.config.enums import AlgorithmType
+from aligntune.config.resolve import Resolved, resolve
+from aligntune.errors import ConfigError
+
+Source = str | os.PathLike[str] | Mapping[str, Any] | None
+
+
+def create_sft_trainer(
+    model_name: str | None = None,
+    dataset_name: str | Sequence[Any] | None = None,
+    backend: str | None = None,
+    config: Source = None,
+    **settings: Any,
+) -> Any:
+    """A session for supervised fine-tuning.
+
+    `settings` are the names of the parameter reference, flat (`learning_rate=2e-4, lora_r=8`) or by section
+    (`train={"learning_rate": 2e-4}`); `config` is a YAML file or nested dict that they are laid over. A list of
+    `dataset_name`s is mixed. Raises `ConfigError` with all problems, and `BackendError` when no backend can run it.
+
+        trainer = create_sft_trainer("Qwen/Qwen2.5-0.5B", "tatsu-lab/alpaca", num_epochs=1, output_dir="./output")
+        trainer.train()
+        trainer.predict(["What is the capital of France?"])
+    """
+    return _session(resolve(config, arguments=_given(model_name, dataset_name, backend, settings), algorithm="sft"))
+
+
+def create_rl_trainer(
+    model_name: str | None = None,
+    dataset_name: str | Sequence[Any] | None = None,
+    algorithm: str | AlgorithmType | None = None,
+    backend: str | None = None,
+    reward_functions: Sequence[str | Callable[..., Any]] | None = None,
+    reward_function_weights: Sequence[float] | None = None,
+    config: Source = None,
+    **settings: Any,
+) -> Any:
+    """A session for RL alignment: `ppo`, `dpo`, `grpo`, `dapo`, `dr_grpo`, `gspo`, `neural_mirror_grpo`, `meta_es`.
+
+    `reward_functions` are names of built-in rewards, callables, or `module:function` addresses, summed by
+    `reward_function_weights` (1 each while unset); `rewards` takes the full entries instead. Everything else as in
+    `create_sft_trainer`.
+    """
+    arguments = _given(model_name, dataset_name, backend, settings)
+    if algorithm is not None:
+        arguments["algorithm"] = algorithm
+    if reward_functions is not None:
+        if "rewards" in settings:
+            raise ConfigError("give reward_functions or rewards, not both")
+        arguments["rewards"] = _weighted(reward_functions, reward_function_weights)
+    elif reward_function_weights is not None:
+        raise ConfigError("reward_function_weights needs reward_functions")
+    resolved = resolve(config, arguments=arguments)
+    if resolved.config.algorithm is AlgorithmType.SFT:
+        raise ConfigError("algorithm: is sft; create_sft_trainer trains that")
+    return _session(resolved)
+
+
+def create_trainer(config: Source = None, *, overrides: Iterable[str] = (), **arguments: Any) -> Any:
+    """A session for whatever `algorithm` the config names; `overrides` are command-line spellings (`epochs=1`)."""
+    return _session(resolve(config, arguments=arguments, overrides=overrides))
+
+
+def _given(model_name: Any, dataset_name: Any, backend: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = dict(settings)
+    if model_name is not None:
+        arguments["model_name"] = model_name
+    if isinstance(dataset_name, (list, tuple)):
+        arguments["datasets"] = list(dataset_name)
+    elif dataset_name is not None:
+        arguments["dataset_name"] = dataset_name
+    if backend is not None:
+        arguments["backend"] = backend
+    return arguments
+
+
+def _weighted(functions: Sequence[Any], weights: Sequence[float] | None) -> list[dict[str, Any]]:
+    if weights is not None and len(weights) != len(functions):
+        raise ConfigError(f"reward_function_weights has {len(weights)} entries for {len(functions)} reward_functions")
+    return [
+        {"type": function, "weight": float(weight)}
+        for function, weight in zip(functions, weights or [1.0] * len(functions))
+    ]
+
+
+def _session(resolved: Resolved) -> Any:
+    from aligntune.backends.select import choose
+
+    backend, reasons = choose(resolved.config)
+    return session_class(resolved)(resolved, backend, reasons)
+
+
+def session_class(resolved: Resolved) -> type[Any]:
+    """The kind of session that runs a config."""
+    if resolved.config.algorithm is AlgorithmType.SFT:
+        from aligntune.trainers.sft import SFTSession
+
+        return SFTSession
+    raise ConfigError(f"algorithm: {resolved.config.algorithm.value} is not implemented yet")

@@ -1,0 +1,1 @@
+"""Who loads the model and which trainer runs: TRL, Unsloth, native; selection with reasons."""

@@ -1,0 +1,46 @@
+"""Which backend runs this config, and why not the others?"""
+
+from __future__ import annotations
+
+import logging
+
+from aligntune.backends.base import Backend, Run
+from aligntune.config.enums import BackendType
+from aligntune.errors import BackendError
+
+logger = logging.getLogger(__name__)
+
+
+def backends() -> dict[BackendType, Backend]:
+    """All backends, in the order in which `auto` asks them."""
+    from aligntune.backends.native import NativeBackend
+    from aligntune.backends.trl import TRLBackend
+    from aligntune.backends.unsloth import UnslothBackend
+
+    return {
+        BackendType.UNSLOTH: UnslothBackend(),
+        BackendType.TRL: TRLBackend(),
+        BackendType.NATIVE: NativeBackend(),
+    }
+
+
+def choose(run: Run) -> tuple[Backend, list[str]]:
+    """The backend that runs `run`, and the reasons of those that were asked before it.
+
+    A named backend is asked first; when it refuses, the others follow in `auto`'s order, unless `fallback` is False.
+    Raises `BackendError` with every reason when none can run it.
+    """
+    known = backends()
+    wanted = run.backend
+    asked = list(known) if wanted is BackendType.AUTO else [wanted, *(name for name in known if name is not wanted)]
+    if wanted is not BackendType.AUTO and not run.fallback:
+        asked = [wanted]
+    reasons: list[str] = []
+    for name in asked:
+        reason = "is in skip_backends" if name in run.skip_backends and name is not wanted else known[name].can_run(run)
+        if reason is None:
+            if reasons and wanted is not BackendType.AUTO:
+                logger.warning("backend %s: %s; using %s", wanted.value, reasons[0].partition(": ")[2], name.value)
+            return known[name], reasons
+        reasons.append(f"{name.value}: {reason}")
+    raise BackendError("no backend can run this config:\n" + "\n".join(f"  {reason}" for reason in reasons))

@@ -1,0 +1,36 @@
+"""The TRL backend: the config in TRL's own words, through its public API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from aligntune.backends.base import Run
+from aligntune.config.enums import AlgorithmType
+from aligntune.config.run import SFTRunConfig
+
+if TYPE_CHECKING:
+    from aligntune.trainers.session import Session
+
+
+class TRLBackend:
+    name = "trl"
+
+    def can_run(self, run: Run) -> str | None:
+        if isinstance(run, SFTRunConfig):
+            if any(source.task_type.is_classification for source in run.sources):
+                return "has no trainer for classification"
+            return None
+        return f"{run.algorithm.value} is not implemented on it yet"
+
+    def load_policy(self, session: Session, **head: Any) -> Any:
+        from aligntune.models.load import load_policy
+
+        return load_policy(session.config.model, session.precision, **head)
+
+    def build_trainer(self, session: Session, callbacks: Sequence[Any]) -> Any:
+        if session.config.algorithm is AlgorithmType.SFT:
+            from aligntune.backends.trl.sft import sft_trainer
+
+            return sft_trainer(session, callbacks)
+        raise NotImplementedError(session.config.algorithm)

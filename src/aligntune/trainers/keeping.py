@@ -1,0 +1,38 @@
+"""Which weights are kept? Checkpoints at the best evaluation, and stopping when it no longer improves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from aligntune.config.run import RLRunConfig, SFTRunConfig
+from aligntune.errors import ConfigError
+
+
+class SaveBest(TrainerCallback):
+    """Writes a checkpoint whenever an evaluation is the best so far.
+
+    transformers restores the best *checkpoint*: an evaluation between two checkpoints would be lost however good it was.
+    """
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        name = args.metric_for_best_model
+        name = name if name.startswith("eval_") else f"eval_{name}"
+        if name not in metrics:
+            known = ", ".join(sorted(key for key in metrics if key.startswith("eval_")))
+            raise ConfigError(f"train.metric_for_best_model: {name} is not computed; the metrics are {known}")
+        best = state.best_metric
+        if best is None or (metrics[name] > best if args.greater_is_better else metrics[name] < best):
+            control.should_save = True
+
+
+def keeping_callbacks(run: SFTRunConfig | RLRunConfig) -> list[TrainerCallback]:
+    """The callbacks that the run's schedule asks for."""
+    found: list[TrainerCallback] = []
+    if run.schedule.keep_best:
+        found.append(SaveBest())
+    patience = getattr(run.train, "early_stopping_patience", None)
+    if patience is not None:
+        found.append(EarlyStoppingCallback(patience, run.train.early_stopping_threshold))
+    return found

@@ -1,0 +1,62 @@
+"""Supervised fine-tuning without padding and without a [tokens, vocabulary] tensor: the native SFT trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from aligntune.algorithms.sft import supervised_loss
+from aligntune.models.forward import packed_log_probs, packed_loss
+from aligntune.models.packed import PackedRows
+from aligntune.trainers.evaluating import LanguageModelEvaluation
+
+
+class PackedSFTTrainer(LanguageModelEvaluation, Trainer):
+    """One padding-free forward a micro-batch; the head on trained tokens only, chunk by chunk.
+
+    The loss is summed over trained tokens and divided by their number in the whole optimiser batch, so that it depends
+    neither on micro-batches nor on packing. Batches are those of `PackedCollator`: `input_ids`, `position_ids`, `labels`,
+    [1, T] each.
+    """
+
+    def __init__(self, *args: Any, loss_type: str = "nll", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loss_type = loss_type
+        self.model_accepts_loss_kwargs = True
+        if loss_type != "nll" or self.args.label_smoothing_factor:
+            self.token_nll = lambda model, inputs: packed_loss(model, _rows(inputs), reduction="sum")
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        loss = self._loss(model, _rows(inputs), num_items_in_batch)
+        if not self.model.training:
+            self.count_loss(model, inputs, loss)
+        return (loss, {}) if return_outputs else loss
+
+    def _loss(self, model: Any, rows: PackedRows, total: Tensor | int | None) -> Tensor:
+        number = torch.as_tensor(len(rows.targets) if total is None else total).clamp(min=1)
+        if total is not None and self.args.average_tokens_across_devices:
+            number = number / self.accelerator.num_processes
+        if self.loss_type == "nll":
+            smoothing = self.args.label_smoothing_factor
+            return packed_loss(model, rows, label_smoothing=smoothing, reduction="sum") / number
+        log_probs = packed_log_probs(model, rows).log_probs
+        return supervised_loss(self.loss_type, log_probs, torch.ones_like(log_probs), number)
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        return loss.detach(), None, None
+
+
+def _rows(inputs: dict[str, Any]) -> PackedRows:
+    return PackedRows.from_flat(inputs["input_ids"], inputs["position_ids"], inputs["labels"])

@@ -1,0 +1,18 @@
+"""Other libraries' progress bars and chatter are turned off: a run has one console."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import datasets
+import transformers
+
+
+def quiet_libraries() -> None:
+    """Errors still pass; what a user can act on is said by our own messages."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\\.")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

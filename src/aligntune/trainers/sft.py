@@ -1,0 +1,263 @@
+"""Supervised fine-tuning: which rows, which loss, what it looks like before and after."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from aligntune.config.sft import DatasetConfig
+from aligntune.data import (
+    PackedCollator,
+    PaddedCollator,
+    load_rows,
+    mix,
+    pack,
+    preview,
+    row_reader,
+    rows_fingerprint,
+    tokenize_sft,
+)
+from aligntune.data.examples import TextExample
+from aligntune.errors import ConfigError
+from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, evaluation_row
+from aligntune.evaluation.evaluator import AnswerEvaluator
+from aligntune.evaluation.registry import check_best_metric, metrics_from_config
+from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
+from aligntune.trainers.keeping import keeping_callbacks
+from aligntune.trainers.session import Session
+
+logger = logging.getLogger(__name__)
+
+SAMPLES = 4
+"""Questions answered before and after training, for the report."""
+
+
+class SFTSession(Session):
+    """A run of one of the four language-modelling tasks."""
+
+    # Parts ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.config.model.name_or_path, pad_token=self.config.sources[0].pad_token)
+
+    @cached_property
+    def train_rows(self) -> Any:
+        sources = self.config.sources
+        weights = [source.weight for source in sources] if any(source.is_set("weight") for source in sources) else None
+        rows = mix([self._tokenized(source) for source in sources], weights, seed=self.data_seed)
+        return self._packed(rows, self.config.train.packing)
+
+    @cached_property
+    def eval_rows(self) -> Any | None:
+        source = self.config.eval_source
+        if source is None:
+            self._say_that_evaluation_is_off()
+            return None
+        packing = self.config.train.eval_packing
+        return self._packed(self._tokenized(source), self.config.train.packing if packing is None else packing)
+
+    @cached_property
+    def model(self) -> Any:
+        tokenizer = self.tokenizer
+        model = self._backend.load_policy(self)
+        fit_embeddings(model, tokenizer)
+        return model
+
+    @property
+    def data_seed(self) -> int:
+        train = self.config.train
+        return train.seed if train.data_seed is None else train.data_seed
+
+    @property
+    def collator(self) -> PackedCollator | PaddedCollator:
+        """Concatenates where rows were packed by `bfd` or padding is unwanted, else pads."""
+        train = self.config.train
+        boundaries = train.packing and train.packing_strategy == "bfd"
+        if train.padding_free or boundaries:
+            return PackedCollator(pad_to_multiple_of=train.pad_to_multiple_of)
+        return PaddedCollator(self.tokenizer.pad_token_id, pad_to_multiple_of=train.pad_to_multiple_of)
+
+    def _raw(self, source: DatasetConfig) -> Any:
+        return load_rows(source, seed=self.data_seed)
+
+    def _tokenized(self, source: DatasetConfig) -> Any:
+        train = self.config.train
+        wrapped = train.packing and train.packing_strategy == "wrapped"
+        return tokenize_sft(
+            self._raw(source),
+            self.tokenizer,
+            source,
+            max_length=None if wrapped else self.config.model.max_seq_length,
+            completion_only_loss=train.completion_only_loss,
+            assistant_only_loss=train.assistant_only_loss,
+        )
+
+    def _packed(self, rows: Any, packing: bool) -> Any:
+        if not packing:
+            return rows
+        return pack(rows, self.config.model.max_seq_length, self.config.train.packing_strategy)
+
+    def _say_that_evaluation_is_off(self) -> None:
+        wanted = self.config.logging.eval_strategy != "no"
+        if wanted:
+            logger.info(
+                "no evaluation data (eval_dataset or eval_split): evaluation and keeping the best model are off"
+            )
+
+    # Training -------------------------------------------------------------------------------------------------------
+
+    def loader_arguments(self) -> dict[str, Any]:
+        """Fields of `TrainingArguments` that only supervised fine-tuning sets."""
+        train = self.config.train
+        return {
+            "dataloader_num_workers": train.dataloader_num_workers,
+            "dataloader_drop_last": train.dataloader_drop_last,
+            "remove_unused_columns": train.remove_unused_columns,
+            "train_sampling_strategy": "group_by_length" if train.group_by_length else "random",
+            "length_column_name": "length",
+            "label_smoothing_factor": train.label_smoothing_factor,
+            "eval_accumulation_steps": train.eval_accumulation_steps,
+            "prediction_loss_only": True,
+        }
+
+    def build_trainer(self) -> Any:
+        return self._backend.build_trainer(self, keeping_callbacks(self.config))
+
+    def set_up_evaluation(self, trainer: Any) -> None:
+        """Give a trainer with `LanguageModelEvaluation` the metrics that the run asks for."""
+        trainer.with_perplexity = self.config.evaluation.compute_perplexity
+        if self.eval_rows is not None and self.evaluator is not None:
+            trainer.quality = self.evaluator
+
+    @cached_property
+    def evaluator(self) -> AnswerEvaluator | None:
+        """Metrics of answers to the evaluation rows, checked; None when the run asks for none."""
+        source = self.config.eval_source
+        rows = [] if source is None else [row for row in self._questions(source) if row.columns.get("_text") is None]
+        metrics = metrics_from_config(self.config.evaluation, has_references=bool(rows))
+        others = ["loss", "runtime"] + (["perplexity"] if self.config.evaluation.compute_perplexity else [])
+        if self.config.schedule.keep_best:
+            check_best_metric(self.config.train.metric_for_best_model, metrics, others)
+        if not metrics:
+            return None
+        limits = self.config.evaluation
+        evaluator = AnswerEvaluator(
+            self._generator(),
+            rows,
+            metrics,
+            limits.max_new_tokens,
+            limits.max_samples_for_quality_metrics,
+            self.config.train.seed,
+        )
+        evaluator.check()
+        return evaluator
+
+    def _questions(self, source: DatasetConfig, limit: int | None = None) -> list[EvaluationRow]:
+        """Prompts with reference answers. Raw text is cut in the middle, and marked, since its rest is no answer."""
+        rows = self._raw(source)
+        reader = row_reader(rows, source)
+        found: list[EvaluationRow] = []
+        for index, row in enumerate(rows):
+            if limit is not None and len(found) >= limit:
+                break
+            example = reader(row, index)
+            kept = {name: row[name] for name in row if isinstance(name, str)}
+            question = _cut_text(example.text) if isinstance(example, TextExample) else evaluation_row(example, kept)
+            if question is not None:
+                found.append(question)
+        return found
+
+    def _generator(self) -> GreedyGenerator:
+        """Greedy answers of the model as it is when asked."""
+        return GreedyGenerator.of(self.model, self.tokenizer, seed=self.config.train.seed)
+
+    def before(self) -> None:
+        self._sample(step=0)
+
+    def after(self) -> None:
+        self._sample(step=int(self.trainer.state.global_step))
+
+    def _sample(self, step: int) -> None:
+        for question, text in zip(self.sample_questions, self._answer(self.sample_questions)):
+            self.recorder.sample(step, {"prompt": question.prompt, "completion": text, "reference": question.reference})
+
+    @cached_property
+    def sample_questions(self) -> list[EvaluationRow]:
+        """A few questions from the evaluation data, else from the training data."""
+        return self._questions(self.config.eval_source or self.config.sources[0], SAMPLES)
+
+    def _answer(self, asked: Sequence[EvaluationRow], max_new_tokens: int | None = None) -> list[str]:
+        if not asked:
+            return []
+        limit = max_new_tokens or self.config.evaluation.max_new_tokens
+        prompts = [question.prompt for question in asked]
+        return self._generator().generate(prompts, max_new_tokens=limit, tools=[question.tools for question in asked])
+
+    # What a user calls ----------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        if self.eval_rows is None:
+            raise ConfigError("there is nothing to evaluate on: give eval_dataset or eval_split")
+        trainer = getattr(self, "trainer", None) or self.build_trainer()
+        self.metrics = {name: value for name, value in trainer.evaluate().items() if isinstance(value, (int, float))}
+        return self.metrics
+
+    def predict(self, inputs: Sequence[Any], *, max_new_tokens: int | None = None) -> list[str]:
+        """Greedy answers. Each input is a text (a user message where the rows are chats), or a list of messages."""
+        chats = any(not isinstance(question.prompt, str) for question in self.sample_questions)
+        asked = [
+            EvaluationRow([{"role": "user", "content": item}] if chats and isinstance(item, str) else item, "")
+            for item in ([inputs] if isinstance(inputs, str) else inputs)
+        ]
+        return self._answer(asked, max_new_tokens)
+
+    def preview(self, rows: int = 3) -> list[list[Any]]:
+        """Tokens of the first rows, each with whether it is trained."""
+        return preview(self.train_rows, self.tokenizer, rows)
+
+    def fingerprints(self) -> list[Mapping[str, Any]]:
+        found = []
+        for role, source in [*(("train", source) for source in self.config.sources), ("eval", self.config.eval_source)]:
+            if source is None:
+                continue
+            rows = self._raw(source)
+            known = hasattr(rows, "__len__")
+            found.append({"role": role, "name": source.name, "split": source.split, "rows": len(rows) if known else None,
+                          "fingerprint": rows_fingerprint(rows) if known else None})  # fmt: skip
+        return found
+
+
+def _cut_text(text: str) -> EvaluationRow | None:
+    words = text.split(" ")
+    half = len(words) // 2
+    return EvaluationRow(" ".join(words[:half]), " " + " ".join(words[half:]), {"_text": True}) if half else None
+
+
+def native_sft_trainer(session: SFTSession, callbacks: Sequence[Any]) -> Any:
+    """Our own trainer: one padding-free forward, the head on trained tokens only."""
+    from aligntune.trainers.arguments import training_arguments
+    from aligntune.trainers.packed_sft import PackedSFTTrainer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        arguments = training_arguments(
+            session.config, session.directory.checkpoints, session.precision, **session.loader_arguments()
+        )
+        trainer = PackedSFTTrainer(
+            session.model,
+            arguments,
+            loss_type=session.config.train.loss_type,
+            data_collator=PackedCollator(),
+            train_dataset=session.train_rows,
+            eval_dataset=session.eval_rows,
+            processing_class=session.tokenizer,
+            callbacks=list(callbacks),
+        )
+    session.set_up_evaluation(trainer)
+    return trainer
