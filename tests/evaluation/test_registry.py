@@ -46,6 +46,7 @@ def test_every_switch_switches_its_metric():
 
 
 def test_metrics_give_the_names_they_promise():
+    pytest.importorskip("tree_sitter_python")
     config = EvaluationConfig(compute_meteor=True, compute_codebleu=True, custom_metrics=[exact])
     metrics = metrics_from_config(config)
     totals, by_row = compute(metrics, ["x = y", "a b c d"], ["x = y", "a b c e"])
@@ -60,6 +61,7 @@ def test_metrics_give_the_names_they_promise():
 
 
 def test_codebleu_reads_fenced_code_and_the_language_column():
+    pytest.importorskip("tree_sitter_python")
     (entry,) = metrics_from_config(EvaluationConfig(**ALL_OFF, compute_codebleu=True))
     answer = "Sure:\n```python\ndef f(a):\n    return a\n```"
     totals, _ = entry([answer], ["def g(b):\n    return b"])

@@ -7,7 +7,8 @@ Banerjee and Lavie 2005 ("METEOR: An Automatic Metric for MT Evaluation", METEOR
 
 P and R are the matched share of the prediction's and the reference's words. Words align in stages (exact, stem,
 synonym), each with as many matches as possible and, among those, the fewest crossing pairs, then the fewest chunks.
-NLTK pairs repeated words from the end backwards, which may cross more; the two differ on such texts only.
+NLTK pairs repeated words from the end backwards, which may cross more: with many repeated words it scores lower (by 0.03
+on average on 300 shuffled Alpaca answers, and never differs in P and R).
 Deviations: crossings are minimised by coordinate descent (exact for one repeated word, near-exact for several); the
 synonym stage is greedy from left to right.
 """
