@@ -3,12 +3,11 @@
 rows = load_rows(config, seed=42)                         # sources: files, folders, hub
 tokens = tokenize_sft(rows, tokenizer, config, max_length=2048)
 packed = pack(tokens, 2048)                               # or not
-batch = PaddingFreeCollator(pad_token_id)(packed)
+batch = PackedCollator()(list(packed)[:8])
 """
 
-from aligntune.data.collate import PaddedCollator, PaddingFreeCollator
+from aligntune.data.collate import PackedCollator, PaddedCollator
 from aligntune.data.detect import RowReader, row_reader
-from aligntune.data.examples import prompt_and_reference
 from aligntune.data.fingerprint import rows_fingerprint, tokenizer_fingerprint
 from aligntune.data.formats import row_format
 from aligntune.data.labels import LabelSet, find_labels, tokenize_classes, tokenize_tags
@@ -23,8 +22,8 @@ from aligntune.data.tokenize import tokenize_sft
 __all__ = [
     "ChatTemplate",
     "LabelSet",
+    "PackedCollator",
     "PaddedCollator",
-    "PaddingFreeCollator",
     "RowReader",
     "coloured",
     "find_labels",
@@ -35,7 +34,6 @@ __all__ = [
     "pack",
     "plain",
     "preview",
-    "prompt_and_reference",
     "row_format",
     "row_reader",
     "row_source",

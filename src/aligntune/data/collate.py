@@ -57,7 +57,7 @@ class PaddedCollator:
 
 
 @dataclass(frozen=True)
-class PaddingFreeCollator:
+class PackedCollator:
     """All documents of the batch after one another: `input_ids`, `labels`, `position_ids` [1, N].
 
     `position_ids` restart at each document (packed rows bring theirs). By them transformers' sdpa, eager and flex masks keep
@@ -66,8 +66,8 @@ class PaddingFreeCollator:
     `seq_idx` [1, N]. Padding to a multiple is one more document without labels.
     """
 
-    pad_token_id: int
     pad_to_multiple_of: int | None = None
+    pad_token_id: int = 0
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ids = np.concatenate([np.asarray(row["input_ids"], dtype=np.int64) for row in rows])

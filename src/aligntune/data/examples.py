@@ -67,24 +67,3 @@ class TaggedExample:
 
 
 Example = TextExample | CompletionExample | ChatExample | PairExample | PromptExample | LabelledExample | TaggedExample
-
-
-def prompt_and_reference(example: Example) -> tuple[list[Message] | str, str] | None:
-    """What to ask for an example, and the answer to compare with; None for shapes without an answer.
-
-    A conversation without a marked prompt is asked up to its last assistant turn.
-    """
-    if isinstance(example, CompletionExample):
-        return example.prompt, example.completion
-    if isinstance(example, PairExample):
-        chosen = example.chosen
-        return example.prompt, chosen if isinstance(chosen, str) else _said(chosen)
-    if not isinstance(example, ChatExample):
-        return None
-    places = [place for place, message in enumerate(example.messages) if message["role"] == "assistant"]
-    size = example.prompt_length or (places[-1] if places else 0)
-    return (example.messages[:size], _said(example.messages[size:])) if size else None
-
-
-def _said(messages: list[Message]) -> str:
-    return "\n".join(str(message["content"]) for message in messages if message["role"] == "assistant")

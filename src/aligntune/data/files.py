@@ -44,7 +44,7 @@ def load_path(path: Path, split: str, *, streaming: bool) -> Dataset | IterableD
     splits = _files_of_folder(path) if path.is_dir() else {"train": [path]}
     name = split.partition("[")[0]
     if path.is_file() and name not in splits:
-        splits = {_split_word(path) or "train": [path]}
+        splits = {_split_word(Path(path.name)) or "train": [path]}
     if name not in splits:
         raise _unknown_split(split, str(path), list(splits))
     return _load_files(splits[name], name, split, streaming)

@@ -199,10 +199,10 @@ class PairTokenizer(RowTokenizer):
         chosen, rejected = good.ids[split : good.ranges[0][1]], bad.ids[split : bad.ranges[0][1]]
         if pair.raw:
             prompt, chosen, rejected = self._with_ends(prompt, chosen, rejected)
-        if pair.equal or np.array_equal(chosen, rejected):
-            return _nothing(EQUAL)
         if pair.empty:
             return _nothing(EMPTY)
+        if pair.equal or np.array_equal(chosen, rejected):
+            return _nothing(EQUAL)
         prompt, chosen, rejected = self.budget.cut_pair(prompt, chosen, rejected)
         if not len(chosen) or not len(rejected):
             return _nothing(NO_ROOM)

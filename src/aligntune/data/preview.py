@@ -37,7 +37,7 @@ def row_tokens(ids: Iterable[int], labels: Iterable[int], tokenizer: PreTrainedT
         if text.endswith("\ufffd") and len(pending) < 8:
             continue
         tokens.append((text, int(label) != IGNORED))
-        anchor, pending = pending[-1:], []
+        anchor, pending = ([] if text.endswith("\ufffd") else pending), []
     if pending:
         tokens.append((_decode(tokenizer, pending), False))
     return tokens
