@@ -38,7 +38,7 @@ class EvaluationRow:
 def evaluation_row(example: Example, columns: Mapping[str, Any] | None = None) -> EvaluationRow | None:
     """The row of an example, or None if it has no answer to compare with.
 
-    A conversation is cut before its last assistant turn, which is the reference; a pair's reference is its chosen answer.
+    A conversation is cut before its last assistant turn, which is the reference; a pair's is its chosen answer.
     """
     columns = dict(columns or {})
     if isinstance(example, CompletionExample):

@@ -49,7 +49,7 @@ class TokenLoss:
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> TokenLoss:
-    """Loss of a batch: `logits` [..., T, V] predict the next token of `labels` [..., T], which are -100 where not counted.
+    """Loss of a batch: `logits` [..., T, V] predict the next tokens of `labels` [..., T] (-100: not counted).
 
     In a packed row the first label of each document must be -100.
     """

@@ -9,9 +9,9 @@ Ren et al. 2020 (arXiv 2009.10297). Four matches, weighted 0.25 each:
 
 The counts are those of the authors' own code, on which all published numbers rest, where the paper's text differs
 (weighted n-gram: recall over 1- to 4-grams without a brevity penalty, not unigram precision; syntax: a subtree counts
-if the prediction has it at all). Deviations: tokens are the parser's, not runs of non-blanks (the same on the spaced-out code of the paper's
-data sets); comments and docstrings count nowhere; without any data flow in the references the other three share
-its weight, and a data-flow match of 0 stays 0 (their code takes both as 1).
+if the prediction has it at all). Deviations: tokens are the parser's, not runs of non-blanks (the same on the
+spaced-out code of the paper's data sets); comments and docstrings count nowhere; without any data flow in the
+references the other three share its weight, and a data-flow match of 0 stays 0 (their code takes both as 1).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 ROUGE: Lin 2004, computed by Google's `rouge-score`. That package splits text at everything but a-z and 0-9, so it
 gives every Chinese or Russian answer 0. Here a word is a run of Unicode letters and digits, and each Chinese or
-Japanese character is a word of its own; on text whose letters and digits are ASCII the scores are those of `rouge-score`.
+Japanese character is a word of its own; on text whose letters and digits are ASCII the scores are those of
+`rouge-score`.
 
 BLEU: Papineni et al. 2002 by `sacrebleu`, on its scale of 0 to 100.
 """
