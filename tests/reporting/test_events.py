@@ -204,7 +204,7 @@ class TestLoggers:
         assert logged[1]["step"] == 5
         assert logged[2] == {"eval/pass@1": 0.25, "step": 5}
         assert module.named("Table") == [((), SAMPLES)]
-        assert len(module.named("finish")) == 1
+        assert module.named("finish") == [((), {"exit_code": 0})]
         assert ((("*",), {"step_metric": "step"})) in module.named("define_metric")
 
     def test_wandb_continues_the_same_run_after_a_resume(self, run, monkeypatch):
@@ -235,7 +235,22 @@ class TestLoggers:
         (_, ((text, name), _)) = module.named("log_text")
         assert name == "samples/step_0000005.jsonl"
         assert [json.loads(line)["prompt"] for line in text.splitlines()] == ["a", "c"]
-        assert len(module.named("end_run")) == 1
+        assert module.named("end_run") == [((), {"status": "FINISHED"})]
+
+    def test_trackers_hear_of_a_failure(self, run, monkeypatch):
+        module = Calls("wandb", id="abc")
+        monkeypatch.setitem(sys.modules, "wandb", module)
+        recorder = Recorder(open_loggers("wandb", explicit=True, run=run))
+
+        def train():
+            try:
+                raise RuntimeError
+            finally:
+                recorder.close()
+
+        with pytest.raises(RuntimeError):
+            train()
+        assert module.named("finish") == [((), {"exit_code": 1})]
 
     def test_tensorboard_for_real(self, run):
         pytest.importorskip("tensorboard")

@@ -286,3 +286,9 @@ class TestStaged:
 def test_write_json_is_readable_and_whole(tmp_path):
     path = RunDirectory.create(tmp_path).write_json("provenance.json", {"ü": [1, float("nan")]})
     assert json.loads(path.read_text(encoding="utf-8")) == {"ü": [1, None]}
+
+
+def test_reporting_needs_no_heavy_package():
+    code = "import sys, aligntune.reporting; print([m for m in ('torch', 'transformers', 'datasets', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -96,7 +96,7 @@ class ConsoleSink(Sink):
         """Show one message; `level` is info, warning or error."""
         raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         logger = logging.getLogger("aligntune")
         logger.removeHandler(self._handler)
         logger.level, logger.propagate = self._earlier
@@ -163,7 +163,7 @@ class LiveConsole(ConsoleSink):
         style = {"info": "dim", "warning": "yellow", "error": "bold red"}[level]
         self._console.print(Text(text if level == "info" else f"{level}: {text}", style=style))
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         if self._started:
             self._part = None
             self._live.stop()

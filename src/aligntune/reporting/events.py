@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,8 +45,8 @@ class Sink:
     def progress(self, step: int, total: int | None, phase: str) -> None:
         """`step` of `total` is done; `phase` is `train`, `eval`, `rollout`, ... Called often, must be cheap."""
 
-    def close(self) -> None:
-        """Flush and release."""
+    def close(self, failed: bool = False) -> None:
+        """Flush and release; `failed` when the run did not finish."""
 
 
 class TrailSink(Sink):
@@ -71,7 +72,7 @@ class TrailSink(Sink):
         if message not in self._notes:  # a resumed run says again what it said at its first start
             self.run.sections.append({"step": step, "kind": "note", "level": level, "message": message})
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         for lines in (self.run.metrics, self.run.samples, self.run.sections):
             lines.close()
 
@@ -133,9 +134,12 @@ class Recorder:
         """Move the progress display."""
         self._tell("progress", step, total, phase)
 
-    def close(self) -> None:
-        """Close every sink. More events are then lost."""
-        self._tell("close")
+    def close(self, failed: bool | None = None) -> None:
+        """Close every sink; more events are then lost. Trackers are told if the run `failed`.
+
+        By default it did if an exception is on its way, as in `finally: recorder.close()`.
+        """
+        self._tell("close", sys.exc_info()[0] is not None if failed is None else failed)
         self._sinks = []
 
     def _tell(self, event: str, *arguments: Any) -> None:

@@ -90,9 +90,9 @@ class LoggerSink(Sink):
         self._samples_step = step
         self._samples.append(sample)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self._flush_samples()
-        self.finish()
+        self.finish(failed)
 
     def _flush_samples(self) -> None:
         if self._samples:
@@ -107,8 +107,8 @@ class LoggerSink(Sink):
         """Send all samples of one step."""
         raise NotImplementedError
 
-    def finish(self) -> None:
-        """End the run at the tracker."""
+    def finish(self, failed: bool) -> None:
+        """End the run at the tracker, as finished or failed."""
         raise NotImplementedError
 
 
@@ -135,7 +135,7 @@ class TensorBoardSink(LoggerSink):
         for index, sample in enumerate(samples):
             self._writer.add_text(f"samples/{index}", _code(dumps(sample, indent=2)), global_step=step)
 
-    def finish(self) -> None:
+    def finish(self, failed: bool) -> None:
         self._writer.close()
 
 
@@ -169,8 +169,8 @@ class WandbSink(LoggerSink):
     def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         self._run.log({"samples": self._wandb.Table(**_as_table(samples)), "step": step})
 
-    def finish(self) -> None:
-        self._run.finish()
+    def finish(self, failed: bool) -> None:
+        self._run.finish(exit_code=1 if failed else 0)
 
 
 class TrackioSink(LoggerSink):
@@ -195,7 +195,7 @@ class TrackioSink(LoggerSink):
     def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         self._trackio.log({"samples": self._trackio.Table(**_as_table(samples))}, step=step)
 
-    def finish(self) -> None:
+    def finish(self, failed: bool) -> None:
         self._trackio.finish()
 
 
@@ -219,8 +219,8 @@ class MlflowSink(LoggerSink):
     def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         self._mlflow.log_text("".join(dumps(sample) + "\n" for sample in samples), f"samples/step_{step:07d}.jsonl")
 
-    def finish(self) -> None:
-        self._mlflow.end_run()
+    def finish(self, failed: bool) -> None:
+        self._mlflow.end_run(status="FAILED" if failed else "FINISHED")
 
 
 LOGGERS: dict[str, Callable[[RunDirectory, str, str, Mapping[str, Any]], Sink]] = {
