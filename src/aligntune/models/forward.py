@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from aligntune.errors import ModelError
 from aligntune.models.kernels.attention import PACKED_SDPA, VARLEN
-from aligntune.models.kernels.linear_loss import LogProbs, linear_cross_entropy, linear_log_probs
+from aligntune.models.kernels.linear_loss import LogProbs, head_logits, linear_cross_entropy, linear_log_probs
 from aligntune.models.packed import PackedRows
 
 FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
@@ -31,6 +31,13 @@ class Head:
     bias: Tensor | None
     softcap: float | None
     scale: float
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[N, V]` float32 logits of a few hidden states `[N, H]`."""
+        logits = head_logits(hidden, self.weight, self.bias).float()
+        if self.scale != 1:
+            logits = logits * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def arguments(self, temperature: float = 1.0) -> dict[str, Any]:
         """`softcap` and `temperature` for the kernels, with the scale folded into both."""

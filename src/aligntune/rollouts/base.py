@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from aligntune.errors import ConfigError
@@ -64,12 +64,9 @@ class SamplingParams:
 
     @property
     def reshapes(self) -> bool:
-        """Whether the sampled distribution is another than the tempered one."""
+        """Whether penalties or truncation make the sampled distribution another than the tempered one."""
         truncates = self.top_p < 1 or self.top_k > 0 or self.min_p > 0
-        return self.greedy or truncates or self.repetition_penalty != 1 or bool(self.generation_kwargs)
-
-    def one_per_prompt(self) -> SamplingParams:
-        return replace(self, num_generations=1)
+        return truncates or self.repetition_penalty != 1 or bool(self.generation_kwargs)
 
 
 @dataclass

@@ -117,7 +117,7 @@ def _is_half(x: Tensor) -> bool:
     return x.dtype in (torch.bfloat16, torch.float16)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`[C, V]`, in float32 even from half-precision operands where the device can."""
     if hidden.is_cuda and _is_half(hidden):
         logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
@@ -181,7 +181,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         head = _HeadGrads(hidden, weight, bias, needed) if any(needed) else None
         losses = []
         for rows in _chunks(hidden.shape[0], size):
-            logits = _logits(hidden[rows], weight, bias)
+            logits = head_logits(hidden[rows], weight, bias)
             upstream = RowGrads(log_prob=-kept[rows].to(torch.float32)) if head else None
             stats, grad = logit_rows(logits, targets[rows], math, grads=upstream, grad_dtype=hidden.dtype)
             losses.append(torch.where(kept[rows], -stats.log_prob, 0.0).sum())
@@ -206,7 +206,7 @@ class _LinearLogProbs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         parts = []
         for rows in _chunks(hidden.shape[0], size):
-            parts.append(logit_rows(_logits(hidden[rows], weight, bias), targets[rows], math)[0])
+            parts.append(logit_rows(head_logits(hidden[rows], weight, bias), targets[rows], math)[0])
         stats = _joined(parts, hidden, math)
         ctx.math, ctx.size = math, size
         ctx.save_for_backward(
@@ -225,7 +225,7 @@ class _LinearLogProbs(torch.autograd.Function):
         grads = RowGrads(*upstream)
         head = _HeadGrads(hidden, weight, bias, ctx.needs_input_grad[:3])
         for rows in _chunks(hidden.shape[0], ctx.size):
-            logits = _logits(hidden[rows], weight, bias)
+            logits = head_logits(hidden[rows], weight, bias)
             known, wanted = stats.rows(rows), grads.rows(rows)
             _, grad = logit_rows(logits, targets[rows], ctx.math, stats=known, grads=wanted, grad_dtype=hidden.dtype)
             head.add(rows, grad)
