@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from aligntune.config import rl, sft
 from aligntune.errors import ConfigError, ModelError, require
 from aligntune.models.files import adapter_base, explain_missing, is_model_folder
-from aligntune.models.kernels.attention import resolve_attention
+from aligntune.models.kernels.attention import VARLEN, resolve_attention
 from aligntune.models.lora import add_lora
 from aligntune.models.precision import Precision, device
 
@@ -56,8 +56,9 @@ def load_model(
     name = name or config.name_or_path
     is_model_folder(name)
     base = adapter_base(name)
-    kwargs = _from_pretrained_kwargs(config, precision, trained, init_kwargs) | head
+    kwargs = _from_pretrained_kwargs(config, precision, trained, init_kwargs)
     try:
+        kwargs |= _attention(config, AutoConfig.from_pretrained(base or name, **_config_kwargs(kwargs))) | head
         model = auto_class.from_pretrained(base or name, **kwargs)
     except (OSError, KeyError) as error:
         raise ModelError(explain_missing(base or name, "weights", error)) from error
@@ -88,9 +89,7 @@ def _from_pretrained_kwargs(
             raise ConfigError(
                 f"model.model_init_kwargs.{name}: has a setting of its own, model.{OWN_NAMES[name]}; use that"
             )
-    implementation, reason = resolve_attention(config.attn_implementation, device())
-    logger.info("attention: %s (%s)", implementation, reason)
-    kwargs: dict[str, Any] = {"dtype": precision.weights(trained=trained), "attn_implementation": implementation}
+    kwargs: dict[str, Any] = {"dtype": precision.weights(trained=trained)}
     if config.quantization:
         kwargs["quantization_config"] = _quantization(config.quantization, precision)
         kwargs["device_map"] = {"": device()}
@@ -104,6 +103,22 @@ def _from_pretrained_kwargs(
     if isinstance(config, rl.ModelConfig):
         kwargs["trust_remote_code"] = config.trust_remote_code
     return kwargs | given
+
+
+def _attention(config: ModelConfig, model_config: Any) -> dict[str, Any]:
+    wanted = VARLEN if config.attn_implementation == "varlen" else config.attn_implementation
+    implementation, reason = resolve_attention(wanted, device(), model_config)
+    logger.info("attention: %s (%s)", implementation, reason)
+    return {"attn_implementation": implementation}
+
+
+def _config_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that reading a model's config takes too."""
+    return {
+        name: kwargs[name]
+        for name in ("trust_remote_code", "revision", "token", "cache_dir", "subfolder")
+        if name in kwargs
+    }
 
 
 def _quantization(settings: dict[str, Any], precision: Precision) -> BitsAndBytesConfig:

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from aligntune.errors import ModelError
 
 
 def save_model(
@@ -30,6 +33,22 @@ def save_model(
     tokenizer.save_pretrained(folder)
     if card is not None:
         (folder / "README.md").write_text(model_card(card), encoding="utf-8")
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Read the weights that `save_pretrained` wrote to `folder` into the live model (a PEFT model: its adapter)."""
+    state: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        state |= load_file(file)
+    if hasattr(model, "peft_config"):
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, state)
+    else:
+        missing = set(model.load_state_dict(state, strict=False).missing_keys)
+        tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+        if missing - tied:
+            raise ModelError(f"{folder}: has no weights for {', '.join(sorted(missing - tied))}")
 
 
 def merged(model: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def training_arguments(
         "logging_nan_inf_filter": False,
         "eval_strategy": schedule.eval_strategy,
         "eval_steps": schedule.eval_every,
+        "eval_on_start": schedule.eval_strategy != "no",
         "save_strategy": schedule.save_strategy,
         "save_steps": schedule.save_every,
         "save_total_limit": schedule.save_total_limit,
@@ -60,9 +62,11 @@ def training_arguments(
         "report_to": "none",
         "run_name": run.logging.run_name,
         "disable_tqdm": True,
-        "log_level": "warning",
+        "log_level": "error",
         "dataloader_pin_memory": device().type == "cuda",
         "use_liger_kernel": train.use_liger_kernel,
         "save_only_model": False,
     }
-    return cls(**(values | more))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the names that all supported versions know are the older ones
+        return cls(**(values | more))

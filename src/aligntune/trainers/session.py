@@ -14,19 +14,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
+
 from aligntune.config.dump import origin_rows, to_yaml
 from aligntune.config.resolve import Resolved
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.models.precision import Precision, resolve_precision
-from aligntune.reporting import provenance
-from aligntune.reporting.console import open_console
-from aligntune.reporting.events import Recorder, TrailSink
-from aligntune.reporting.page import write_report
-from aligntune.reporting.run import RunDirectory
-from aligntune.reporting.sinks import check_loggers, open_loggers
+from aligntune.models.save import load_weights, push_folder, save_model
+from aligntune.reporting import Recorder, RunDirectory, provenance, recording
 from aligntune.trainers.callbacks import attach_recorder
 from aligntune.trainers.quiet import quiet_libraries
-from aligntune.trainers.ranks import is_main_process
+from aligntune.trainers.ranks import is_main_process, rank
 
 logger = logging.getLogger(__name__)
 
@@ -54,30 +52,21 @@ class Session(ABC):
         one. `overwrite` replaces the results of another run in the folder.
         """
         checkpoint = self._checkpoint(resume)
-        logging_config = self.config.logging
-        explicit = logging_config.is_set("loggers")
-        check_loggers(logging_config.loggers, explicit=explicit)
-        if not is_main_process():
+        settings = self.config.logging
+        with recording(
+            settings.output_dir,
+            rank=rank(),
+            loggers=settings.loggers,
+            loggers_explicit=settings.is_set("loggers"),
+            run_name=settings.run_name,
+            config={row["path"]: row["value"] for row in origin_rows(self.resolved)},
+            log_level=settings.log_level,
+            title=self.config.algorithm.value,
+            resume=checkpoint if checkpoint is not None else (0 if resume else None),
+            overwrite=overwrite,
+            **self.logger_options(),
+        ) as (self.directory, self.recorder):
             self._run(checkpoint)
-            return self.metrics
-        resume_from = checkpoint if checkpoint is not None else (0 if resume else None)
-        self.directory = RunDirectory.create(self.directory.path, resume=resume_from, overwrite=overwrite)
-        with self.directory.session():
-            loggers = open_loggers(
-                logging_config.loggers,
-                explicit=explicit,
-                run=self.directory,
-                run_name=logging_config.run_name,
-                config={row["path"]: row["value"] for row in origin_rows(self.resolved)},
-                **self.logger_options(),
-            )
-            console = open_console(logging_config.log_level, title=self.config.algorithm.value)
-            self.recorder = Recorder([TrailSink(self.directory), console, *loggers], step=self.directory.resumed_from)
-            try:
-                self._run(checkpoint)
-            finally:
-                self.recorder.close()
-        self._write_page()
         return self.metrics
 
     @abstractmethod
@@ -98,16 +87,12 @@ class Session(ABC):
         A LoRA run saves its adapter; `merge` writes full weights with the adapter added in. Unset, `path` is
         `output_dir/model`.
         """
-        from aligntune.models.save import save_model
-
         folder = Path(path) if path is not None else self.directory.model
         save_model(self.model, self.tokenizer, folder, merge=merge, card=self._card())
         return folder
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, merge: bool = False) -> str:
         """Upload the model to the hub (token: `HF_TOKEN` or `hf auth login`); returns its address."""
-        from aligntune.models.save import push_folder
-
         return push_folder(self.save_model(merge=merge), repo_id, private=private)
 
     def describe(self) -> str:
@@ -147,10 +132,10 @@ class Session(ABC):
     def build_trainer(self) -> Any:
         """The `transformers.Trainer` of this run."""
 
-    def before(self) -> None:
+    def before(self) -> None:  # noqa: B027  (a hook)
         """Called before training, with everything loaded."""
 
-    def after(self) -> None:
+    def after(self) -> None:  # noqa: B027  (a hook)
         """Called after training and evaluation, before the model is saved."""
 
     def logger_options(self) -> dict[str, Any]:
@@ -179,19 +164,35 @@ class Session(ABC):
             self.before()
         trainer = self.trainer = self.build_trainer()
         attach_recorder(trainer, self.recorder, self.directory if is_main_process() else None)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        self._fit(trainer, checkpoint)
         self.metrics = self.final_metrics(trainer)
         self.after()
         if is_main_process():
             with self.directory.staged("model") as folder:
                 self.save_model(folder)
 
+    def _fit(self, trainer: Any, checkpoint: Path | None) -> None:
+        """Train from the start or a checkpoint; one that already has all steps is only read (a Trainer would add a step)."""
+        state = None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if checkpoint is not None and state is not None and 0 < state.max_steps <= state.global_step:
+            load_weights(trainer.model, Path(state.best_model_checkpoint or checkpoint))
+            trainer.state = state
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+
     def final_metrics(self, trainer: Any) -> dict[str, float]:
-        """The metrics of the trained model: an evaluation where there is data, and the training loss."""
-        found = {"train_loss": _last_train_loss(trainer)} if _last_train_loss(trainer) is not None else {}
+        """The metrics of the weights that are saved: their evaluation, and the last training loss.
+
+        An evaluation of these weights that was made while training is not made again.
+        """
+        history, state = trainer.state.log_history, trainer.state
+        losses = [entry["loss"] for entry in history if "loss" in entry]
+        found = {"train_loss": losses[-1]} if losses else {}
         if self.eval_rows is not None:
-            found |= trainer.evaluate()
-        return {name: value for name, value in found.items() if isinstance(value, (int, float))}
+            step = state.best_global_step if self.config.schedule.keep_best else state.global_step
+            known = [entry for entry in history if entry["step"] == step and _is_evaluation(entry)]
+            found |= known[-1] if known else trainer.evaluate()
+        return {name: float(value) for name, value in found.items() if _is_result(name, value)}
 
     def _write_config(self) -> None:
         if is_main_process():
@@ -211,9 +212,6 @@ class Session(ABC):
         )
         self.directory.write_json("provenance.json", facts)
 
-    def _write_page(self) -> None:
-        write_report(self.directory)
-
     def _card(self) -> dict[str, Any]:
         run: SFTRunConfig | RLRunConfig = self.config
         return {
@@ -225,6 +223,11 @@ class Session(ABC):
         }
 
 
-def _last_train_loss(trainer: Any) -> float | None:
-    losses = [entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry]
-    return float(losses[-1]) if losses else None
+def _is_evaluation(entry: Mapping[str, Any]) -> bool:
+    return any(name.startswith("eval_") for name in entry)
+
+
+def _is_result(name: str, value: Any) -> bool:
+    """A number that says how good the model is, not how fast it was computed."""
+    timing = name.endswith(("_runtime", "_per_second")) or name in ("epoch", "step")
+    return isinstance(value, (int, float)) and not timing
