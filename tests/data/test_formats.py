@@ -233,6 +233,11 @@ class TestPreference:
         }
         assert read_rl(row, "preference") == self.PAIR
 
+    def test_alpaca_pairs(self):
+        row = {"instruction": "Hi", "input": "", "chosen": "Hello.", "rejected": "Go away."}
+        assert read_rl(row, "preference") == self.PAIR
+        assert read_rl({**row, "input": "1 2"}, "preference").prompt[0]["content"] == "Hi\n\n1 2"
+
     def test_transcripts(self):
         start = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Say:\n\nHuman\n\nAssistant:"
         row = {"chosen": f"{start} Yes.", "rejected": f"{start} No.\n\nNever."}

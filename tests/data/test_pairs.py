@@ -196,3 +196,10 @@ class TestPrompts:
         text = prompts([{"prompt": "Hi"}], family("qwen2.5"), DatasetConfig(name="x", tools=[add]))[0]["prompt_text"]
         assert '"name": "add"' in text
         assert "Add two numbers." in text
+
+    def test_a_function_without_a_description_is_refused(self):
+        def add(a, b):
+            return a + b
+
+        with pytest.raises(DataError, match=r"tools: .*add.*docstring"):
+            prompts([{"prompt": "Hi"}], family("qwen2.5"), DatasetConfig(name="x", tools=[add]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import datasets
@@ -46,6 +47,10 @@ class TestFiles:
     )
     def test_text_files(self, tmp_path, name, text):
         assert list(load(write(tmp_path / name, text))) == ROWS
+
+    def test_compressed(self, tmp_path):
+        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines(ROWS).encode()))
+        assert list(load(tmp_path / "a.jsonl.gz")) == ROWS
 
     def test_parquet_and_arrow(self, tmp_path):
         Dataset.from_list(ROWS).to_parquet(tmp_path / "a.parquet")
@@ -276,6 +281,10 @@ class TestStreaming:
         )
         assert isinstance(rows, IterableDataset)
         assert list(rows) == [{"text": "one", "k": 2}, {"text": "two", "k": 3}]
+
+    def test_a_stream_without_rows(self, tmp_path):
+        with pytest.raises(DataError, match="has no rows"):
+            load(write(tmp_path / "a.csv", "text,n\n"), streaming=True)
 
     def test_percent_is_refused(self, tmp_path):
         with pytest.raises(ConfigError, match="percent needs the number of rows"):

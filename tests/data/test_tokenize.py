@@ -181,6 +181,14 @@ def test_processes_give_the_same_rows_in_the_same_order():
     assert two["input_ids"][:] == one["input_ids"][:]
 
 
+def test_errors_of_other_processes_keep_their_class_and_row():
+    chats = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]}] * 5
+    chats.append({"messages": [{"role": "user", "content": "No answer"}]})
+    config = DatasetConfig(name="x", dataset_num_proc=2)
+    with pytest.raises(DataError, match=r"(?s)row 5 \(messages\): .*no assistant turn.*No answer"):
+        tokens(chats, family("qwen2.5"), config, assistant_only_loss=True)
+
+
 class TestCache:
     ROWS = [{"text": "hello"}, {"text": "world"}]
 

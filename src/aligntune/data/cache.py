@@ -45,7 +45,7 @@ def cached_map(
     options: dict[str, Any] = {}
     if datasets.is_caching_enabled():
         versions = [FORMAT, tokenizers.__version__, transformers.__version__]
-        name = fingerprint([rows_fingerprint(rows), dict(key), {n: repr(f) for n, f in features.items()}, versions])
+        name = fingerprint([rows_fingerprint(rows), dict(key), features.to_dict(), versions])
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         options = {"cache_file_name": str(folder / f"{name}.arrow"), "new_fingerprint": name}

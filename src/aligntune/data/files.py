@@ -19,7 +19,9 @@ LOADERS = {
     ".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
     ".arrow": "arrow", ".conll": "conll", ".bio": "conll", ".iob": "conll", ".iob2": "conll",
 }  # fmt: skip
-"""File ending -> what reads it."""
+"""File ending -> what reads it. All but CoNLL may be compressed (`.jsonl.gz`)."""
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 SPLIT_WORDS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
@@ -48,6 +50,13 @@ def load_path(path: Path, split: str, *, streaming: bool) -> Dataset | IterableD
     if name not in splits:
         raise _unknown_split(split, str(path), list(splits))
     return _load_files(splits[name], name, split, streaming)
+
+
+def ending(path: Path) -> str:
+    """The lower-case ending that tells a file's kind, without that of compression."""
+    name = path.name.lower()
+    inner = next((name.removesuffix(end) for end in COMPRESSED if name.endswith(end)), name)
+    return Path(inner).suffix
 
 
 def missing_path(path: Path) -> DataError:
@@ -79,12 +88,12 @@ def _files_of_folder(folder: Path) -> dict[str, list[Path]]:
     """Split -> files. Without any split word in the names, all files are `train`."""
     files = [
         path for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix.lower() in LOADERS
+        if path.is_file() and ending(path) in LOADERS
         and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
     ]  # fmt: skip
     if not files:
         raise DataError(f"the folder {folder} has no data files ({', '.join(LOADERS)})")
-    kinds = {LOADERS[path.suffix.lower()] for path in files}
+    kinds = {LOADERS[ending(path)] for path in files}
     if len(kinds) > 1:
         raise DataError(f"the folder {folder} mixes {', '.join(sorted(kinds))} files; name one file, or separate them")
     words = {path: _split_word(path.relative_to(folder)) for path in files}
@@ -108,7 +117,7 @@ def _saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset
 
 
 def _load_files(files: list[Path], name: str, split: str, streaming: bool) -> Dataset | IterableDataset:
-    loader = LOADERS.get(files[0].suffix.lower())
+    loader = LOADERS.get(ending(files[0]))
     if loader is None:
         raise DataError(f"cannot tell the kind of {files[0]}; known endings: {', '.join(LOADERS)}")
     if any(path.stat().st_size == 0 for path in files):
@@ -135,12 +144,12 @@ def _built(loader: str, files: list[Path], name: str, split: str, streaming: boo
     options: dict[str, Any] = {}
     if loader == "csv":  # only an empty cell is null: "NA", "None" and "null" are words that a text may hold
         options = {"keep_default_na": False, "na_values": [""]}
-        if files[0].suffix.lower() == ".tsv":
+        if ending(files[0]) == ".tsv":
             options["sep"] = "\t"
     data_files = {name: [str(path) for path in files]}
     try:
         return datasets.load_dataset(loader, data_files=data_files, split=split, streaming=streaming, **options)
-    except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, StopIteration) as error:
+    except (datasets.exceptions.DatasetsError, pa.ArrowException, TypeError, ValueError, StopIteration) as error:
         if isinstance(error, ValueError) and "corresponds to no data" in str(error):
             raise DataError(f"{files[0]} has no rows") from None
         raise _malformed(loader, files, error) from error

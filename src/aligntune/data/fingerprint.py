@@ -20,7 +20,7 @@ BATCH = 10_000
 def rows_fingerprint(rows: Dataset) -> str:
     """32 hex digits over the columns, their types and all values of `rows`."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([(name, repr(feature)) for name, feature in rows.features.items()]).encode())
+    digest.update(json.dumps(rows.features.to_dict()).encode())
     for start in range(0, len(rows), BATCH):
         table: pa.Table = rows.with_format("arrow")[start : start + BATCH]
         _add(digest, table.replace_schema_metadata(None))

@@ -30,7 +30,7 @@ def is_transcript(value: Any) -> bool:
     kind="preference",
     needs=("chosen", "rejected"),
     may=("prompt", "tools", "system"),
-    guess={"prompt": ("question", "query", "instruction", "problem"), **CHOSEN},
+    guess={"prompt": ("question", "query", "problem"), **CHOSEN},
 )
 def preference(chosen: Any, rejected: Any, prompt: Any = None, tools: Any = None, system: Any = None) -> Example:
     """prompt, chosen, rejected as text or messages; without a prompt, what both conversations begin with is the prompt."""
@@ -42,6 +42,28 @@ def preference(chosen: Any, rejected: Any, prompt: Any = None, tools: Any = None
     before = with_system(turns(prompt, "user", "prompt"), system)
     good, bad = turns(chosen, "assistant", "chosen"), turns(rejected, "assistant", "rejected")
     return PairExample(before, _without(before, good), _without(before, bad), schemas)
+
+
+@row_format(
+    "alpaca_pairs",
+    kind="preference",
+    needs=("instruction", "chosen", "rejected"),
+    may=("input", "context", "system", "tools"),
+    beats=("preference", "hh"),
+)
+def alpaca_pairs(
+    instruction: Any,
+    chosen: Any,
+    rejected: Any,
+    input: Any = None,
+    context: Any = None,
+    system: Any = None,
+    tools: Any = None,
+) -> Example:
+    """An instruction with an optional input, and two answers."""
+    chat = instruction_chat(instruction, input or context, "", system, tools=tools)
+    good, bad = turns(chosen, "assistant", "chosen"), turns(rejected, "assistant", "rejected")
+    return PairExample(chat.messages[: chat.prompt_length], good, bad, chat.tools)
 
 
 @row_format(

@@ -10,6 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers.utils import get_json_schema
+from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
+
 from aligntune.errors import DataError
 
 Message = dict[str, Any]
@@ -61,14 +64,17 @@ def read_message(item: Any) -> Message:
 
 
 def read_tools(value: Any) -> list[Any] | None:
-    """Tool schemas from a list or its JSON text, each wrapped as {"type": "function", ...}; None when there are none."""
+    """Tool schemas from a list or its JSON text, each wrapped as {"type": "function", ...}; None when there are none.
+
+    A function becomes the schema of its type hints and Google-style docstring.
+    """
     if isinstance(value, str):
         value = _json(value, "tools") if value.strip() else None
     if not value:
         return None
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) or callable(value):
         value = [value]
-    return [_tool(drop_nulls(_json(tool, "a tool") if isinstance(tool, str) else tool)) for tool in value]
+    return [_tool(tool) for tool in value]
 
 
 def drop_nulls(value: Any) -> Any:
@@ -124,6 +130,12 @@ def _calls(value: Any) -> list[dict[str, Any]]:
 
 
 def _tool(tool: Any) -> Any:
+    if callable(tool):
+        try:
+            return get_json_schema(tool)
+        except (DocstringParsingException, TypeHintParsingException) as error:
+            raise DataError(f"tools: {error} Each parameter needs a type hint and a line under 'Args:'.") from None
+    tool = drop_nulls(_json(tool, "a tool"))
     return {"type": "function", "function": tool} if isinstance(tool, Mapping) and "function" not in tool else tool
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from aligntune.config import rl, sft
-from aligntune.data.files import LOADERS, close_paths, load_path
+from aligntune.data.files import LOADERS, close_paths, ending, load_path
 from aligntune.data.functions import find_function
 from aligntune.errors import ConfigError, DataError
 
@@ -59,6 +59,8 @@ def load_rows(
         return _process(_rename(made, config), config)
     loaded = _load(config, split, streaming)
     if isinstance(loaded, IterableDataset):
+        if next(iter(loaded), None) is None:
+            raise DataError(f"{config.name} (split {split}) has no rows")
         return _process(_rename(_head(loaded, config), config), config)
     if len(loaded) == 0:
         raise DataError(f"{config.name} (split {split}) has no rows")
@@ -87,7 +89,7 @@ def draw(rows: Dataset, *, percent: float | None, max_samples: int | None, seed:
 
 def _load(config: DatasetConfig, split: str, streaming: bool) -> Dataset | IterableDataset:
     path = Path(config.name).expanduser()
-    looks_local = path.is_absolute() or config.name.startswith((".", "~")) or path.suffix.lower() in LOADERS
+    looks_local = path.is_absolute() or config.name.startswith((".", "~")) or ending(path) in LOADERS
     if path.exists() or looks_local:
         return load_path(path, split, streaming=streaming)
     subset = config.subset if isinstance(config, sft.DatasetConfig) else config.config_name
