@@ -157,8 +157,8 @@ def _check(slot: Slot, job: Check, folder: str) -> Verdict:
             streams = [null.fileno()] * 3
             code = slot.spawn("solution", [*streams, code_end.fileno()], job.limits, folder)
             tests = slot.spawn("tests", [*streams, test_end.fileno(), theirs.fileno()], job.limits, folder)
-        _start(test_end, {"code": job.code})  # the tests own this end, and are given the job only after it
-        _start(ours, _tests_of(job))
+        start(test_end, {"code": job.code})  # the tests own this end, and are given the job only after it
+        start(ours, _tests_of(job))
         test_end.close()
         watch = _Watch(ours.fileno(), job.limits, folder)
         frames, status = _frames(ours, watch)
@@ -166,7 +166,7 @@ def _check(slot: Slot, job: Check, folder: str) -> Verdict:
     return _verdict(job, frames, status, code_ended, watch.seconds)
 
 
-def _start(channel: socket.socket, job: dict[str, Any]) -> None:
+def start(channel: socket.socket, job: dict[str, Any]) -> None:
     """Give a fresh child its job once it has said that it is confined."""
     try:
         first = wire.receive(channel.fileno())
@@ -234,7 +234,7 @@ def _run(slot: Slot, job: Program, folder: str) -> Output:
         with theirs:
             streams = [stream.fileno() for stream in (stdin, stdout, stderr)]
             pid = slot.spawn("script", [*streams, theirs.fileno()], job.limits, folder)
-        _start(ours, {"code": job.code})
+        start(ours, {"code": job.code})
         watch = _Watch(ours.fileno(), job.limits, folder)
         status = watch.readable()
         (ended,) = slot.reap([pid], grace_s=0.2 if status == "ok" else 0.0)

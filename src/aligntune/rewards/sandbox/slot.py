@@ -9,18 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import site
 import socket
 import subprocess
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
 from aligntune.errors import RewardError
 
+from . import scratch
 from .limits import Isolation, Limits
 
 GUEST = Path(__file__).parent / "guest"
@@ -40,6 +41,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",  # an arena a thread would eat the address space
 }
 
 
@@ -68,7 +70,7 @@ class Slot:
                 stderr=subprocess.PIPE,
                 start_new_session=True,
             )
-        self.owner = os.getpid()
+        self._finalizer = weakref.finalize(self, _end, self.process, self.control, self.root, os.getpid())
         self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -105,8 +107,9 @@ class Slot:
 
     def isolation(self) -> Isolation:
         """Try the confinement out."""
-        folder = tempfile.mkdtemp(dir=self.root)
+        folder = scratch.fresh(self.root)
         answer = self.request("probe", limits=Limits().for_kernel(), scratch=folder)
+        scratch.remove(folder)
         held, layers = answer["held"], answer["layers"]
         if "error" in held:
             raise RewardError(f"the sandbox cannot be set up: {held['error']}")
@@ -119,18 +122,24 @@ class Slot:
         )
 
     def close(self) -> None:
-        """End the fork server and everything under it; remove its folders."""
-        self.control.close()
-        if self.owner != os.getpid():
-            return  # a fork of the trainer shares the server and must leave it alone
-        try:
-            self.process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        shutil.rmtree(self.root, ignore_errors=True)
+        """End the fork server and everything under it; remove its folders. Also done when this process ends."""
+        self._finalizer()
+
+
+def _end(process: subprocess.Popen[bytes], control: socket.socket, root: str, owner: int) -> None:
+    control.close()  # the fork server ends at this, and cleans up
+    if owner != os.getpid():
+        return  # a fork of the trainer shares the server and leaves it alone
+    try:
+        process.wait(timeout=2)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.stderr is not None
+    process.stderr.close()
+    if os.path.exists(root):
+        scratch.remove(root)
 
 
 def packages() -> list[str]:

@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -46,6 +47,7 @@ class Zygote:
     def __init__(self, control: socket.socket, without: list[str], packages: list[str]) -> None:
         self.control = control
         self.children: dict[int, bool] = {}
+        self.root = os.getcwd()
         refused = "left out" if "namespace" in without else confine.detach_network()
         self.layers = confine.Layers(
             seccomp="seccomp" not in without and seccomp.supported(),
@@ -61,7 +63,7 @@ class Zygote:
         """Answer until the caller is gone (None), or return, in a child, what the child has to run."""
         while True:
             data, descriptors, _, _ = socket.recv_fds(self.control, 1 << 16, 8)
-            if not data:
+            if not data:  # the trainer has closed the slot, or is dead
                 self.kill_everything()
                 return None
             request = json.loads(data)
@@ -160,6 +162,8 @@ class Zygote:
         for pid in list(self.children):
             self.reap(pid, 0.0)
         self.kill_strays()
+        with contextlib.suppress(RecursionError):
+            shutil.rmtree(self.root, ignore_errors=True)
 
     def probe(self, limits: dict[str, int], scratch: str) -> dict[str, Any]:
         """Try the confinement out in a child and report what held, rather than what was asked for."""

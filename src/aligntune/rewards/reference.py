@@ -1,0 +1,357 @@
+"""How close is the completion to a reference answer? From exact match to embeddings."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from aligntune.errors import RewardError
+
+from . import answers
+from .base import adversarial, bad, good, reward
+from .samples import Text, completion_text
+from .words import FUNCTION_WORDS, clamp, words
+
+
+def _best(completion: str, answer: Any, score: Callable[[str, str], float]) -> float:
+    """The score against the alternative that fits best."""
+    return max((score(completion, option) for option in answers.alternatives(answer)), default=0.0)
+
+
+@reward(
+    "exact_match",
+    range=(0, 1),
+    source="SQuAD, Rajpurkar et al. 2016 (normalisation)",
+    examples=[
+        good("the Eiffel tower.", answer="Eiffel Tower"),
+        bad("Big Ben", answer="Eiffel Tower"),
+        adversarial("Eiffel Tower, or maybe Big Ben", 0.0, answer="Eiffel Tower", note="hedging"),
+    ],
+)
+def exact_match(
+    completion: str,
+    answer: Any,
+    *,
+    extract: str = "whole",
+    ignore_case: bool = True,
+    ignore_punctuation: bool = True,
+) -> float:
+    """1 if the answer equals the reference (or one of a list) up to case, punctuation, articles and spaces.
+
+    `extract` says which part of the completion is the answer: whole, last_line, boxed, tag, hashes or auto.
+    """
+    found = answers.extract(completion, extract)
+    if found is None:
+        return 0.0
+    options = {"ignore_case": ignore_case, "ignore_punctuation": ignore_punctuation}
+    given = answers.normalise(found, **options)
+    wanted = [answers.normalise(option, **options) or option for option in answers.alternatives(answer)]
+    return float((given or found) in wanted)
+
+
+def levenshtein(left: str, right: str) -> int:
+    """Edits that turn one text into the other, by Myers' bit-parallel algorithm (1999) on Python's long integers."""
+    if not left or not right:
+        return len(left) + len(right)
+    places: dict[str, int] = {}
+    for i, character in enumerate(left):
+        places[character] = places.get(character, 0) | 1 << i
+    full, top = (1 << len(left)) - 1, 1 << (len(left) - 1)
+    plus, minus, distance = full, 0, len(left)
+    for character in right:
+        equal = places.get(character, 0)
+        vertical = equal | minus
+        horizontal = (((equal & plus) + plus) ^ plus) | equal
+        grown, shrunk = minus | (full & ~(horizontal | plus)), plus & horizontal
+        distance += bool(grown & top) - bool(shrunk & top)
+        grown, shrunk = (grown << 1 | 1) & full, shrunk << 1 & full
+        plus, minus = shrunk | (full & ~(vertical | grown)), grown & vertical
+    return distance
+
+
+@reward(
+    "fuzzy_match",
+    range=(0, 1),
+    source="Levenshtein 1966",
+    examples=[
+        good("Eiffel Tower", answer="Eiffel Tower"),
+        bad("zzz", 0.0, answer="Eiffel"),
+        adversarial("Eiffel Tower " * 20, (0.0, 0.06), answer="Eiffel Tower", note="padding the right answer"),
+    ],
+)
+def fuzzy_match(completion: str, answer: Any, *, extract: str = "whole") -> float:
+    """1 - edit distance / length of the longer text, after lower-casing; texts are compared up to 4000 characters."""
+    found = answers.normalise(answers.extract(completion, extract) or "", ignore_punctuation=False)[:4000]
+
+    def score(given: str, option: str) -> float:
+        wanted = answers.normalise(option, ignore_punctuation=False)[:4000]
+        return 1 - levenshtein(given, wanted) / max(len(given), len(wanted), 1)
+
+    return _best(found, answer, score)
+
+
+@reward(
+    "contains_answer",
+    range=(0, 1),
+    examples=[
+        good("It was built by Gustave Eiffel in 1889.", answer=["Gustave Eiffel", "G. Eiffel"]),
+        bad("It was built in Paris.", answer="Gustave Eiffel"),
+        adversarial("The eiffelian style", 0.0, answer="Eiffel", note="inside another word"),
+    ],
+)
+def contains_answer(completion: str, answer: Any) -> float:
+    """1 if the reference (or one of a list) occurs in the completion as whole words. An answer that lists
+    every possibility scores, too: use exact_match with `extract` where that matters."""
+    text = f" {answers.normalise(completion)} "
+    return _best(text, answer, lambda given, option: float(f" {answers.normalise(option)} " in given))
+
+
+@reward(
+    "f1",
+    range=(0, 1),
+    source="SQuAD token F1, Rajpurkar et al. 2016",
+    examples=[
+        good("the red fox", answer="red fox"),
+        bad("a blue whale", answer="red fox"),
+        adversarial("red fox " + "blue whale " * 9, (0.0, 0.2), answer="red fox", note="burying the answer"),
+    ],
+)
+def f1(completion: str, answer: Any) -> float:
+    """F1 of the words shared with the reference, each as often as it occurs in both."""
+
+    def score(given: str, option: str) -> float:
+        said, wanted = given.split(), answers.normalise(option).split()
+        shared = (Counter(said) & Counter(wanted)).total()
+        return 2 * shared / (len(said) + len(wanted)) if shared else 0.0
+
+    return _best(answers.normalise(completion), answer, score)
+
+
+_LETTER_FORMS = (
+    re.compile(r"<answer>\s*\(?([A-Z])\)?\.?\s*</answer>", re.IGNORECASE),
+    re.compile(r"\\boxed\{\s*(?:\\text\{)?\(?([A-Z])\)?\}?\s*\}", re.IGNORECASE),
+    re.compile(r"(?:answer|choice|option)\s*(?:is|:)\s*:?\s*\*{0,2}\(?([A-Z])\b(?!')", re.IGNORECASE),
+    re.compile(r"^\s*\*{0,2}\(?([A-Z])[).:]?\*{0,2}(?:\s|$)(?!.*\S.*\n)", re.MULTILINE),
+    re.compile(r"\(([A-Z])\)"),
+)
+
+
+def chosen_letter(text: str) -> str | None:
+    """The letter that a completion settles on, by the plainest form in which it gives one; None if it gives several."""
+    for form in _LETTER_FORMS:
+        found = [letter.upper() for letter in form.findall(text)]
+        if found:
+            return found[-1] if form is not _LETTER_FORMS[-1] or len(set(found)) == 1 else None
+    return None
+
+
+def _wanted_letter(answer: Any, choices: Sequence[Any] | None) -> str:
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        return chr(ord("A") + answer)
+    text = str(answer).strip()
+    if len(text.strip("().")) == 1 and text.strip("().").isalpha():
+        return text.strip("().").upper()
+    if choices is not None and text in [str(choice) for choice in choices]:
+        return chr(ord("A") + [str(choice) for choice in choices].index(text))
+    raise RewardError(f"choice_letter: the answer {answer!r} is neither a letter, an index nor one of the choices")
+
+
+@reward(
+    "choice_letter",
+    range=(0, 1),
+    aliases=["multiple_choice"],
+    examples=[
+        good("Copper conducts best, so the answer is (B).", answer="B"),
+        bad("The answer is C.", answer="B"),
+        adversarial("(A) or (B) or (C) or (D)", 0.0, answer="B", note="naming all of them"),
+    ],
+)
+def choice_letter(completion: str, answer: Any, choices: Sequence[Any] | None = None) -> float:
+    """1 if the letter chosen (answer tag, boxed, "answer is", or alone) is the right one.
+
+    The answer is a letter, an index from 0, or the text of one of the column `choices`.
+    """
+    return float(chosen_letter(completion) == _wanted_letter(answer, choices))
+
+
+def _texts(completions: Sequence[Text]) -> list[str]:
+    return [completion_text(completion) for completion in completions]
+
+
+def _references(reference: Sequence[Any]) -> list[list[str]]:
+    return [answers.alternatives(option) for option in reference]
+
+
+@reward(
+    "bleu",
+    range=(0, 1),
+    source="sacrebleu (Post 2018), sentence BLEU with exponential smoothing",
+    examples=[
+        good("The cat sat on the mat by the door.", reference="The cat sat on the mat by the door."),
+        bad("Nothing of the kind.", (0.0, 0.1), reference="The cat sat on the mat by the door."),
+        adversarial("the the the the the the the", (0.0, 0.1), reference="The cat sat on the mat by the door."),
+    ],
+)
+def bleu(completions: list[Text], reference: list[Any], *, tokenize: str = "13a") -> list[float]:
+    """Sentence BLEU / 100 against the reference (or the best of several)."""
+    from aligntune.textmetrics import sentence_bleu
+
+    return [score / 100 for score in sentence_bleu(_texts(completions), _references(reference), tokenize=tokenize)]
+
+
+@reward(
+    "rouge",
+    range=(0, 1),
+    source="Lin 2004, by rouge-score",
+    examples=[
+        good("the cat sat on the mat", reference="the cat sat on the mat"),
+        bad("dogs bark loudly", reference="the cat sat on the mat"),
+        adversarial("the cat sat on the mat " * 10, (0.0, 0.2), reference="the cat sat on the mat", note="padding"),
+    ],
+)
+def rouge(completions: list[Text], reference: list[Any], *, variant: str = "rougeL", stemmer: bool = False) -> list[float]:  # fmt: skip
+    """ROUGE F1 (rouge1, rouge2, rougeL or rougeLsum) against the reference, the best of several."""
+    from aligntune.textmetrics import rouge as score
+
+    return score(_texts(completions), _references(reference), types=[variant], use_stemmer=stemmer)[variant]
+
+
+@reward(
+    "meteor",
+    range=(0, 1),
+    source="Banerjee and Lavie 2005; synonyms only where WordNet is installed",
+    examples=[
+        good("the cat sat on the mat", (0.99, 1.0), reference="the cat sat on the mat"),
+        bad("dogs bark loudly", reference="the cat sat on the mat"),
+        adversarial("mat the on sat cat the", (0.0, 0.6), reference="the cat sat on the mat", note="words shuffled"),
+    ],
+)
+def meteor(completions: list[Text], reference: list[Any]) -> list[float]:
+    """METEOR: matched words and stems, recall weighed over precision, less a penalty for broken order."""
+    from aligntune.textmetrics import meteor as score
+
+    return score(_texts(completions), _references(reference))
+
+
+@cache
+def _encoder(model: str, device: str | None) -> Any:
+    from aligntune.textmetrics import load_encoder
+
+    return load_encoder(model, device=device)
+
+
+def _named_encoder(model: str | None, device: str | None, name: str) -> Any:
+    if model is None:
+        raise RewardError(
+            f"{name} needs params: {{model: ...}}, the folder or hub name of an encoder, for example "
+            "sentence-transformers/all-MiniLM-L6-v2"
+        )
+    return _encoder(model, device)
+
+
+ENCODER = {"model": "<encoder>", "device": "cpu"}  # tests put a real folder in its place
+
+
+@reward(
+    "similarity",
+    range=(-1, 1),
+    source="Reimers and Gurevych 2019: cosine of mean-pooled embeddings",
+    aliases=["semantic_similarity"],
+    examples=[
+        good("the cat sat", params=ENCODER, reference="the cat sat"),
+        bad("quickly and then blue", (-1.0, 0.9), params=ENCODER, reference="the cat sat"),
+        adversarial("", (-1.0, 0.9), params=ENCODER, reference="the cat sat", note="no text"),
+    ],
+)
+def similarity(
+    completions: list[Text], reference: list[Any], *, model: str | None = None, device: str | None = None
+) -> list[float]:
+    """Cosine similarity of the embeddings of answer and reference, the best of several."""
+    from aligntune.textmetrics import semantic_similarity
+
+    encoder = _named_encoder(model, device, "similarity")
+    return [clamp(score, -1, 1) for score in semantic_similarity(_texts(completions), _references(reference), encoder)]
+
+
+@reward(
+    "bertscore",
+    range=(-1, 1),
+    source="Zhang et al. 2020, arXiv 1904.09675, F1",
+    examples=[
+        good("the cat sat", params=ENCODER, reference="the cat sat"),
+        bad("quickly and then blue", (-1.0, 0.9), params=ENCODER, reference="the cat sat"),
+        adversarial("", 0.0, params=ENCODER, reference="the cat sat", note="no text"),
+    ],
+)
+def bertscore(
+    completions: list[Text],
+    reference: list[Any],
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    layer: int | None = None,
+) -> list[float]:
+    """BERTScore F1 of answer and reference, the best of several, without baseline rescaling."""
+    from aligntune.textmetrics import bertscore as score
+
+    encoder = _named_encoder(model, device, "bertscore")
+    found = score(_texts(completions), _references(reference), encoder, layer=layer)["f1"]
+    return [clamp(value, -1, 1) for value in found]
+
+
+_NAME = re.compile(r"(?<![.!?:\n]\s)(?<!^)(?<![\w'])[A-Z][\w'’-]*[a-z][\w'’-]*", re.MULTILINE)
+
+
+def _facts(text: str) -> set[str]:
+    """Numbers and names (capitalised words inside sentences): what a statement can be checked on."""
+    names = {name.casefold() for name in _NAME.findall(text)}
+    return {str(number) for number in answers.numbers(text)} | (names - FUNCTION_WORDS)
+
+
+@reward(
+    "factuality",
+    range=(0, 1),
+    heuristic=True,
+    examples=[
+        good("It opened in 1889 and was designed by Gustave Eiffel.", reference="Built by Gustave Eiffel, it opened in 1889."),
+        bad("It opened in 1920 and was designed by Frank Lloyd.", reference="Built by Gustave Eiffel, it opened in 1889."),
+        adversarial("It is certainly a very well known fact.", 0.0, reference="Built by Gustave Eiffel, it opened in 1889.", note="assurance without facts"),
+    ],
+)  # fmt: skip
+def factuality(completion: str, reference: Any) -> float | None:
+    """F1 of the numbers and names that answer and reference share; None when the reference has none.
+
+    It compares items, not statements: "not in 1889" agrees with "in 1889". For meaning use the reward `judge`.
+    """
+    wanted = _facts("\n".join(answers.alternatives(reference)))
+    if not wanted:
+        return None
+    said = _facts(completion) | (wanted & set(words(completion)))  # a name may open a sentence
+    shared = len(said & wanted)
+    return 2 * shared / (len(said) + len(wanted)) if shared else 0.0
+
+
+@reward(
+    "faithfulness",
+    range=(0, 1),
+    heuristic=True,
+    aliases=["hallucination", "groundedness"],
+    examples=[
+        good("The tower opened in 1889.", context="The tower, by Gustave Eiffel, opened in 1889."),
+        bad("In 1950 it was moved to London by Smith.", context="The tower, by Gustave Eiffel, opened in 1889."),
+        adversarial("In 1889, Eiffel and 1950, 1951, 1952", (0.0, 0.5), context="The tower, by Gustave Eiffel, opened in 1889.", note="one right item among invented ones"),
+    ],
+)  # fmt: skip
+def faithfulness(completion: str, context: str) -> float | None:
+    """Share of the answer's numbers and names that the column `context` has; None when the answer has none.
+
+    1 is no item out of thin air. It does not see whether the items are put together rightly.
+    """
+    said = _facts(completion)
+    if not said:
+        return None
+    known = _facts(context) | set(words(context))
+    return sum(fact in known for fact in said) / len(said)

@@ -1,0 +1,69 @@
+"""How does a text fall into words and sentences? Shared by the rewards on shape and tone; no model, no download."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+(?:['’][^\W{CJK}]+)*")
+_SENTENCE_END = re.compile(rf"(?<=[.!?…])[\"')\]]*\s+|(?<=[。！？])|\n+(?=\s*(?:[-*•]|\d+[.)]))|\n\s*\n")
+_FENCE = re.compile(r"^ {0,3}(```+|~~~+)[^\n]*\n(.*?)(?:^ {0,3}\1[`~]*\s*$|\Z)", re.DOTALL | re.MULTILINE)
+_SUFFIX = re.compile(r"(?:ational|ization|fulness|ously|ing|edly|ies|ied|ed|es|ly|s)$")
+
+FUNCTION_WORDS = frozenset(
+    "a about after all also am an and any are as at be because been before being both but by can could did do does "
+    "doing down during each few for from further had has have having he her here hers him his how i if in into is it "
+    "its itself just me more most my no nor not now of off on once only or other our out over own same she should so "
+    "some such than that the their them then there these they this those through to too under until up very was we "
+    "were what when where which while who whom why will with would you your yours".split()
+)
+"""The closed-class words of English: articles, pronouns, prepositions, conjunctions, auxiliaries."""
+
+
+def words(text: str) -> list[str]:
+    """Lower-cased words; a Chinese or Japanese character is a word of its own."""
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences and list items outside code blocks."""
+    parts = _SENTENCE_END.split(_FENCE.sub("\n\n", text))
+    return [part.strip() for part in parts if part and _WORD.search(part)]
+
+
+def paragraphs(text: str) -> list[str]:
+    """Blocks between empty lines, with list items as blocks of their own; code blocks are left out."""
+    blocks = re.split(r"\n\s*\n|\n(?=\s*(?:[-*•]|\d+[.)])\s)", _FENCE.sub("\n\n", text))
+    return [block.strip() for block in blocks if _WORD.search(block)]
+
+
+def fenced_blocks(text: str) -> list[tuple[str, str]]:
+    """(language, content) of each fenced code block; one that is never closed ends with the text."""
+    found = []
+    for match in _FENCE.finditer(text):
+        info = match.group(0).split("\n", 1)[0].strip("`~ \t")
+        found.append((info.split()[0].lower() if info.split() else "", match.group(2)))
+    return found
+
+
+@lru_cache(maxsize=65536)
+def stem(word: str) -> str:
+    """A word without its English inflection, crudely: enough to see that two forms belong together."""
+    short = _SUFFIX.sub("", word)
+    return short if len(short) >= 3 else word
+
+
+def content_stems(text: str) -> list[str]:
+    """Stems of the words that carry content, numbers included."""
+    return [stem(word) for word in words(text) if word not in FUNCTION_WORDS]
+
+
+def ngrams(items: list[str], order: int) -> list[tuple[str, ...]]:
+    """All runs of `order` items."""
+    return list(zip(*(items[start:] for start in range(order)), strict=False))
+
+
+def clamp(value: float, low: float = 0.0, high: float = 1.0) -> float:
+    """`value` limited to [low, high]."""
+    return max(low, min(high, value))

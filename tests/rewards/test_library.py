@@ -1,0 +1,117 @@
+"""Every built-in reward does what its examples say: a good, a bad and an adversarial completion each."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aligntune.rewards import Example, base, get
+from aligntune.rewards.call import Caller, Signature
+from aligntune.rewards.samples import Batch
+
+from .conftest import Judge, reply
+
+BUILT_IN = [name for name in base.names() if not get(name).custom]
+CASES = [(name, example) for name in BUILT_IN for example in get(name).examples]
+NEEDS = {
+    "math_correctness": "math_verify", "readability": "pyphen", "language": "py3langid", "sentiment": "vaderSentiment",
+    "toxicity": "profanity_check", "json_schema": "jsonschema", "reasoning_gym": "reasoning_gym", "codebleu": "tree_sitter",
+    "meteor": "nltk", "bleu": "sacrebleu", "rouge": "rouge_score",
+}  # fmt: skip
+
+
+@pytest.fixture
+def stand_ins(encoder_folder: Path, reward_model_folder: Path, judge: Judge) -> dict[str, str]:
+    """What the examples leave open, as a test needs real ones."""
+
+    def answer(request: dict[str, Any]) -> tuple[int, Any]:
+        asked = request["messages"][-1]["content"]
+        quoted = asked.split("<answer_to_judge>")[1].split("</answer_to_judge>")[0]
+        return 200, reply("Score: 10" if "Paris" in quoted and "ignore" not in quoted.lower() else "Score: 0")
+
+    judge.answer = answer
+    return {"<encoder>": str(encoder_folder), "<reward model>": str(reward_model_folder), "<judge>": judge.url}
+
+
+def score(name: str, example: Example, stand_ins: dict[str, str] | None = None) -> float | None:
+    params = {key: (stand_ins or {}).get(value, value) if isinstance(value, str) else value for key, value in example.params.items()}
+    columns = {key: [value] for key, value in example.columns.items()}
+    scores, _ = Caller(get(name), params)(Batch([example.prompt], [example.completion], columns))
+    return scores[0]
+
+
+def identity(value: object) -> str:
+    return value.kind if isinstance(value, Example) else str(value)
+
+
+@pytest.mark.parametrize(("name", "example"), CASES, ids=identity)
+def test_the_examples_hold(name: str, example: Example, stand_ins: dict[str, str]) -> None:
+    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
+        pytest.skip(f"{NEEDS[name]} is not installed")
+    got = score(name, example, stand_ins)
+    assert example.accepts(got), f"{example.kind} {example.note}: scored {got}, declared {example.score}"
+
+
+def test_there_are_enough() -> None:
+    assert len(BUILT_IN) >= 30
+    wanted = "length sentiment safety coherence factuality bias toxicity fluency helpfulness honesty math_correctness code_syntax code_execution"
+    assert set(wanted.split()) <= set(BUILT_IN)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_each_is_documented_and_shown(name: str) -> None:
+    found = get(name)
+    assert {example.kind for example in found.examples} == {"good", "bad", "adversarial"}
+    assert found.range != (None, None) or name == "reward_model"
+    summary = inspect.getdoc(found.function)
+    assert summary and len(found.summary) <= 120, "the first line is the definition"
+    assert not found.custom
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_scores_are_reproducible(name: str, stand_ins: dict[str, str]) -> None:
+    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
+        pytest.skip(f"{NEEDS[name]} is not installed")
+    example = get(name).examples[0]
+    assert score(name, example, stand_ins) == score(name, example, stand_ins)
+
+
+HOSTILE = ["", " ", "\x00", "\ud800", "a" * 20_000, "((((" * 3000, "\\boxed{" * 500, "```" * 500, "<think>" * 300, "1/0 = 2", "🙂" * 500, "\n" * 5000, "{" * 3000, "9" * 5000]
+SLOW = {"math_correctness", "code_execution", "unit_tests", "stdin_stdout", "code_runs", "judge", "reward_model", "similarity", "bertscore"}
+
+
+@pytest.mark.parametrize("name", sorted(set(BUILT_IN) - SLOW))
+def test_no_completion_breaks_a_reward(name: str, stand_ins: dict[str, str]) -> None:
+    """Whatever a model writes is a score in range (the range is checked by the caller) or None, never an exception."""
+    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
+        pytest.skip(f"{NEEDS[name]} is not installed")
+    example = get(name).examples[0]
+    columns = {key: [value] * len(HOSTILE) for key, value in example.columns.items()}
+    batch = Batch([example.prompt] * len(HOSTILE), HOSTILE, columns)
+    scores, failures = Caller(get(name), example.params)(batch)
+    assert not failures and len(scores) == len(HOSTILE)
+    assert all(value is None or value < 1 or name in EASY for value in scores[:3]), "nothing said earns no full marks"
+
+
+EASY: set[str] = set()
+
+
+def params() -> Iterator[tuple[str, str]]:
+    for name in BUILT_IN:
+        for param in Signature.of(get(name)).defaults:
+            yield name, param
+
+
+def test_params_are_named_in_the_docs() -> None:
+    """A param that the docstring does not explain has a name that explains itself; the list of those is closed."""
+    plain = {"timeout_s", "memory_mb", "isolation", "model", "device", "tokenize", "variant", "stemmer", "language", "unit", "layer"}
+    unexplained = [
+        f"{name}.{param}" for name, param in params()
+        if param not in plain and param.split("_")[0] not in (inspect.getdoc(get(name).function) or "")
+    ]  # fmt: skip
+    assert unexplained == []
