@@ -194,7 +194,7 @@ class TestRefusals:
     def test_a_template_that_rewrites_answers(self):
         tokenizer = family("llama3")
         tokenizer.chat_template = tokenizer.chat_template.replace("| trim", "| upper")
-        with pytest.raises(DataError, match=r"(?s)row 0.*cannot tell which part.*'Paris.'"):
+        with pytest.raises(DataError, match=r"(?s)row 0.*does not show the assistant's text as it is: 'Paris.'"):
             tokens_of(tokenizer, [USER, PARIS], assistant_only_loss=True)
 
     def test_a_template_whose_header_changes_with_the_answer(self):
@@ -251,3 +251,23 @@ def test_two_assistant_turns_in_a_row():
 @pytest.mark.parametrize("answer", ["  indented code", "\n\nnew lines", "é", "日本語", "☂️", " ", "a", "🇫🇷 x 🇫🇷"])
 def test_round_trip_of_answers_with_blanks_and_bytes(trim, answer):
     assert trained(trim, [USER, {"role": "assistant", "content": answer}]) == f"{answer}<|im_end|>"
+
+
+def test_a_template_whose_turns_only_end_where_the_next_begins():
+    """The end of the first answer is not marked by any token, but both ends are still found."""
+    tokenizer = family("qwen2.5")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    assert trained_text(tokenizer, tokens_of(tokenizer, TALK, assistant_only_loss=True)) == (
+        " Paris.\n It will rain. ☂️\n<|im_end|>"
+    )
+
+
+def test_a_marker_that_is_no_token_of_the_tokenizer_is_text_and_the_end_is_taught_all_the_same():
+    tokenizer = family("llama3")
+    tokenizer.chat_template = family("no-prompt").chat_template  # "<|im_end|>" is plain text here
+    assert trained_text(tokenizer, tokens_of(tokenizer, [USER, PARIS], assistant_only_loss=True)) == (
+        "Paris.<|im_end|>\n<|eot_id|>"
+    )

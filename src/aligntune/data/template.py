@@ -155,9 +155,8 @@ class ChatTemplate:
     def _start(self, text: str, messages: list[Message], index: int, tools: list[Any] | None) -> int:
         prefix = self._try(messages[:index], tools, generation_prompt=True)
         is_prefix = prefix is not None and text.startswith(prefix)
-        after_assistant = (
-            index > 0 and messages[index - 1]["role"] == "assistant"
-        )  # some templates then write no header
+        # After another assistant turn some templates write no generation prompt.
+        after_assistant = index > 0 and messages[index - 1]["role"] == "assistant"
         if is_prefix and self.has_generation_prompt and not after_assistant:
             return len(prefix or "")
         before, _ = self._around(messages, index, tools)
@@ -182,7 +181,7 @@ class ChatTemplate:
             end = len(text) - len(after) + self._common_tail(after)
         end = self._without_blanks(text, start, end)
         eos = self.tokenizer.eos_token
-        ends_open = eos and not text[start:end].endswith(tuple(self.special_tokens)) and text.startswith(eos, end)
+        ends_open = eos and not self._ends_special(text[start:end]) and text.startswith(eos, end)
         return end + len(eos) if ends_open else end
 
     def _around(self, messages: list[Message], index: int, tools: list[Any] | None) -> tuple[str, str]:
@@ -201,20 +200,21 @@ class ChatTemplate:
     def _without_blanks(self, text: str, start: int, end: int) -> int:
         """`end` without blanks after the end-of-turn token: the model stops at the token and never writes them."""
         stripped = text[start:end].rstrip()
-        return start + len(stripped) if stripped.endswith(tuple(self.special_tokens)) else end
+        return start + len(stripped) if self._ends_special(stripped) else end
 
     def _check(self, text: str, message: Message, start: int, end: int, found: list[Turn]) -> None:
         """Refuse spans that overlap or do not hold the message's text (its reasoning aside, which templates move)."""
         answer = str(message["content"]).rpartition("</think>")[2].strip()
-        if end <= start or (found and start < found[-1].end) or answer not in text[start:end]:
-            raise DataError(
-                f"cannot tell which part of the rendered text is the assistant's {answer!r:.80}; rendered as {text!r:.1000}"
-            )
+        if end > start and answer in text[start:end] and not (found and start < found[-1].end):
+            return
+        if answer not in text:
+            raise DataError(f"the chat template does not show the assistant's text as it is: {answer!r:.200}")
+        raise DataError(f"cannot tell which part of the rendered text is {answer!r:.80}; rendered as {text!r:.1000}")
 
     def _closed(self, text: str, found: list[Turn]) -> tuple[str, list[Turn]]:
         """With an end-of-sequence token after a last turn that the template leaves open, or nothing would teach to stop."""
         eos = self.tokenizer.eos_token
-        if not found or not self.leaves_open or not eos:
+        if not found or not eos or self._ends_special(text.rstrip()):
             return text, found
         last = found[-1]
         text = text[: last.end] + eos
@@ -231,10 +231,18 @@ class ChatTemplate:
 
     # ------------------------------------------------------------------ what the template is like
 
+    def _ends_special(self, text: str) -> bool:
+        """Whether the last token of `text` is an added one."""
+        return any(text[-size:] in self._special for size in self._special_sizes)
+
     @cached_property
-    def special_tokens(self) -> list[str]:
-        """Texts of the tokens that plain text never yields."""
-        return [token for token in self.tokenizer.get_added_vocab() if token.strip()] or [MARK]
+    def _special(self) -> frozenset[str]:
+        """Texts of the added tokens, which plain text never yields. Some tokenizers have thousands."""
+        return frozenset(token for token in self.tokenizer.get_added_vocab() if token.strip())
+
+    @cached_property
+    def _special_sizes(self) -> list[int]:
+        return sorted({len(token) for token in self._special})
 
     @cached_property
     def has_generation_prompt(self) -> bool:
@@ -260,17 +268,8 @@ class ChatTemplate:
         common = _common_prefix(last, middle) if middle else last
         if common == last:
             return last, last
-        ends = [match.end() for match in self._special_pattern.finditer(common)]
-        return last, common[: ends[-1]] if ends else ""
-
-    @cached_property
-    def leaves_open(self) -> bool:
-        """Whether a conversation ends without a special token, so that nothing says stop."""
-        return not self.tails[0].rstrip().endswith(tuple(self.special_tokens))
-
-    @cached_property
-    def _special_pattern(self) -> re.Pattern[str]:
-        return re.compile("|".join(re.escape(token) for token in sorted(self.special_tokens, key=len, reverse=True)))
+        ends = [end for end in range(len(common), 0, -1) if self._ends_special(common[:end])]
+        return last, common[: ends[0]] if ends else ""
 
     # ------------------------------------------------------------------ what the template cannot show
 
