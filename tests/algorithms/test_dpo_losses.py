@@ -137,6 +137,12 @@ def test_kto_of_two_pairs():
     assert value(batch, config_of("kto")).value.item() == pytest.approx(expected)
 
 
+def test_the_kl_estimates_of_kto_are_not_negative():
+    """Log-ratios -3 and -1: z_w = z_l = 0. Terms 1 - s(-.3) and 1 - s(.1)."""
+    expected = (sigmoid(0.3) + sigmoid(-0.1)) / 2
+    assert value(pair(-3.0, -1.0, 0.0, 0.0), config_of("kto")).value.item() == pytest.approx(expected)
+
+
 def test_aot_sorts_over_the_batch():
     """Policy margins 2 and 0, reference margins 0 and 1, sorted: (0, 0) and (2, 1): beta times 0 and 1."""
     batch = pair([2.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 0.0])
@@ -145,6 +151,13 @@ def test_aot_sorts_over_the_batch():
     assert value(batch, config_of("aot_unpaired")).value.item() == pytest.approx(
         (-log_sigmoid(0.2) - log_sigmoid(-0.1)) / 2
     )
+
+
+def test_aot_matches_by_rank():
+    """Policy margins (3, 1, 2), reference margins (0, 4, 2), sorted (1, 2, 3) and (0, 2, 4): differences 1, 0, -1."""
+    batch = pair([3.0, 1.0, 2.0], [0.0, 0.0, 0.0], [0.0, 4.0, 2.0], [0.0, 0.0, 0.0])
+    expected = -(log_sigmoid(0.1) + log_sigmoid(0.0) + log_sigmoid(-0.1)) / 3
+    assert value(batch, config_of("aot")).value.item() == pytest.approx(expected)
 
 
 def test_rpo_adds_the_token_mean_of_the_chosen_answers():
@@ -340,10 +353,10 @@ def test_transport_gradients_against_finite_differences(name, pairs):
     batch = pairs(rows=4, tokens=2, seed=3)
     config = CONFIGS[name]
 
-    def loss(chosen):
-        return value(replace(batch, chosen_log_probs=chosen), config).value
+    def loss(chosen, rejected):
+        return value(replace(batch, chosen_log_probs=chosen, rejected_log_probs=rejected), config).value
 
-    assert torch.autograd.gradcheck(loss, (batch.chosen_log_probs,), eps=1e-6, atol=1e-7)
+    assert torch.autograd.gradcheck(loss, (batch.chosen_log_probs, batch.rejected_log_probs), eps=1e-6, atol=1e-7)
 
 
 def rows(batch: PairBatch, part: slice, whole: PairLogProbs) -> PairBatch:
