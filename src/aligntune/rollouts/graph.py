@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from aligntune.errors import ModelError
 from aligntune.models.forward import causal_model, model_head, packed_log_probs
+from aligntune.models.kernels.compile import decoding_layers
 from aligntune.models.kernels.documents import Documents
 from aligntune.models.kernels.kv_attention import ROLLOUT, KVStore, Prefill, register_rollout_attention
 from aligntune.models.packed import PackedRows
@@ -228,7 +229,8 @@ def _rollout_mode(model: nn.Module, causal: Any) -> Iterator[None]:
     causal.set_attn_implementation(ROLLOUT)
     model.eval()
     try:
-        yield
+        with decoding_layers(causal, compiled=False):
+            yield
     finally:
         causal.set_attn_implementation(implementation)
         for module, training in modes:

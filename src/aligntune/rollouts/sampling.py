@@ -1,6 +1,7 @@
 """From logits to the distribution that is sampled, and to the log-probabilities of what was drawn.
 
-Tensors only, no data-dependent control flow: the same functions run inside a CUDA graph and inside `generate`.
+Tensors only, no data-dependent control flow: the same functions run inside a CUDA graph (where a kernel of
+`decode_triton` replaces `draw`) and inside `generate`.
 Shapes: B rows, V vocabulary.
 """
 
@@ -46,12 +47,13 @@ def _top_p(scores: Tensor, top_p: float) -> Tensor:
 
 
 def draw(scores: Tensor, params: SamplingParams) -> Tensor:
-    """`[B]` tokens: the argmax when greedy, else one draw from `softmax(scores)` by exponential races (Gumbel-max),
-    which needs no cumulative sum and no wait for the device."""
+    """`[B]` tokens: the argmax when greedy, else one draw from `softmax(scores)` by the inverse of its distribution
+    function, which costs one random number a row. A token of probability zero is never drawn."""
     if params.greedy:
         return scores.argmax(-1)
-    race = torch.empty_like(scores).exponential_().log_()
-    return (scores - race).argmax(-1)
+    cumulative = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
+    at = torch.rand(len(scores), 1, dtype=torch.float64, device=scores.device) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, at, right=True).squeeze(-1)
 
 
 def chosen_log_probs(scores: Tensor, tokens: Tensor) -> Tensor:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from aligntune.models.kernels.compile import decoding_layers
 from aligntune.rollouts.decode_state import DecodeState
 
 
@@ -52,7 +50,7 @@ class StepGraphs:
         was = self.state.snapshot()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with _compiled_layers(self.causal, self.compile_layers):
+        with decoding_layers(self.causal, self.compile_layers):
             with torch.cuda.stream(stream):  # the first calls compile and set up libraries, which a capture cannot
                 for _ in range(2):
                     self.step(active)
@@ -73,35 +71,3 @@ def _fingerprint(causal: nn.Module) -> Hashable:
         if hasattr(module, "lora_A")
     ]
     return tuple(p.data_ptr() for p in causal.parameters()), tuple(adapters)
-
-
-@contextmanager
-def _compiled_layers(causal: Any, wanted: bool) -> Iterator[None]:
-    """Decoder layers whose forward pass is compiled, once for all of them, while the context lasts."""
-    layers = list(causal.get_decoder().layers) if wanted else []
-    for layer in layers:
-        layer.forward = types.MethodType(_run_compiled, layer)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def _run_compiled(layer: nn.Module, hidden: Tensor, **arguments: Any) -> Any:
-    rows = hidden.shape[0]
-    for value in (hidden, *arguments.values()):
-        for tensor in value if isinstance(value, tuple) else (value,):
-            if isinstance(tensor, Tensor) and tensor.shape[0] == rows:
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)  # one compilation for all numbers of rows
-    return _compiled_step()(layer, hidden, **arguments)
-
-
-@cache
-def _compiled_step() -> Callable[..., Any]:
-    """A frame of its own for torch.compile: the trainer's compilations of the layers do not count against it."""
-
-    def layer_step(layer: nn.Module, hidden: Tensor, **arguments: Any) -> Any:
-        return type(layer).forward(layer, hidden, **arguments)
-
-    return torch.compile(layer_step)
