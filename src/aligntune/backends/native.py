@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aligntune.backends.base import Run
-from aligntune.config.enums import AlgorithmType
+from aligntune.config.run import SFTRunConfig
 from aligntune.models.load import load_policy
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ class NativeBackend:
     name = "native"
 
     def can_run(self, run: Run) -> str | None:
-        return None if run.algorithm is AlgorithmType.SFT else "this algorithm is not implemented yet"
+        if isinstance(run, SFTRunConfig):
+            return "does not offload activations" if run.train.activation_offloading else None
+        return f"{run.algorithm.value} is not implemented on it yet"
 
     def load_policy(self, session: Session, **head: Any) -> Any:
         return load_policy(session.config.model, session.precision, **head)

@@ -56,7 +56,7 @@ def load_model(
     name = name or config.name_or_path
     is_model_folder(name)
     base = adapter_base(name)
-    kwargs = _from_pretrained_kwargs(config, precision, trained, init_kwargs)
+    kwargs = loading_arguments(config, precision, trained, init_kwargs)
     try:
         kwargs |= _attention(config, AutoConfig.from_pretrained(base or name, **_config_kwargs(kwargs))) | head
         model = auto_class.from_pretrained(base or name, **kwargs)
@@ -80,9 +80,10 @@ def merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedMode
     return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
 
 
-def _from_pretrained_kwargs(
-    config: ModelConfig, precision: Precision, trained: bool, init_kwargs: dict[str, Any] | None
+def loading_arguments(
+    config: ModelConfig, precision: Precision, trained: bool, init_kwargs: dict[str, Any] | None = None
 ) -> dict[str, Any]:
+    """The arguments of `from_pretrained` that the settings mean; the attention kernel follows from the model's config."""
     given = dict(config.model_init_kwargs if init_kwargs is None else init_kwargs)
     for name in given:
         if name in OWN_NAMES:

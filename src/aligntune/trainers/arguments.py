@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from aligntune.config.run import RLRunConfig, SFTRunConfig
+from aligntune.errors import ConfigError, require
 from aligntune.models.precision import Precision, device
 
 LARGE_EPOCHS = 1_000_000
@@ -26,6 +27,7 @@ def training_arguments(
     that has a setting is passed, so that no default of another library shows through.
     """
     train, schedule = run.train, run.schedule
+    _check_hardware(run)
     values: dict[str, Any] = {
         "output_dir": str(checkpoints),
         "per_device_train_batch_size": train.per_device_batch_size,
@@ -70,3 +72,13 @@ def training_arguments(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the names that all supported versions know are the older ones
         return cls(**(values | more))
+
+
+def _check_hardware(run: SFTRunConfig | RLRunConfig) -> None:
+    """Refuse what this machine cannot do, rather than leave it out."""
+    train, on_cpu = run.train, device().type == "cpu"
+    if train.use_liger_kernel:
+        require("liger_kernel", extra="liger", why="train.use_liger_kernel")
+    for name in ("activation_offloading", "use_liger_kernel"):
+        if getattr(train, name, False) and on_cpu:
+            raise ConfigError(f"train.{name}: needs a GPU; leave it out on the CPU")

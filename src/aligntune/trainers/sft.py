@@ -253,7 +253,7 @@ def native_sft_trainer(session: SFTSession, callbacks: Sequence[Any]) -> Any:
             session.model,
             arguments,
             loss_type=session.config.train.loss_type,
-            data_collator=PackedCollator(),
+            data_collator=PackedCollator(pad_to_multiple_of=session.config.train.pad_to_multiple_of),
             train_dataset=session.train_rows,
             eval_dataset=session.eval_rows,
             processing_class=session.tokenizer,

@@ -1,0 +1,53 @@
+"""A case says: with this setting changed, that observation changes. The heart of the suite: no setting is inert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aligntune.api import session_class
+from aligntune.backends.select import choose
+from aligntune.config.resolve import resolve
+
+Observe = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`path` set to `value` on top of `base` changes what `observe` sees of the session; `against` is compared with
+    (unset: the default)."""
+
+    path: str
+    value: Any
+    observe: Observe
+    base: Mapping[str, Any] = field(default_factory=dict)
+    against: Any = None
+
+    def __str__(self) -> str:
+        return f"{self.path}={self.value!r:.40}"
+
+
+def session(common: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
+    """A session of `common` settings with dotted `settings` on top."""
+    tree: dict[str, Any] = {}
+    for path, value in {**common, **settings}.items():
+        section, _, name = path.partition(".")
+        if name:
+            tree.setdefault(section, {})[name] = value
+        else:
+            tree[section] = value
+    resolved = resolve(tree)
+    backend, reasons = choose(resolved.config)
+    return session_class(resolved)(resolved, backend, reasons)
+
+
+def observed(common: Mapping[str, Any], case: Case) -> tuple[Any, Any]:
+    """What is seen without and with the change."""
+    before = dict(case.base)
+    if case.against is not None:
+        before[case.path] = case.against
+    return (
+        case.observe(session(common, before)),
+        case.observe(session(common, {**case.base, case.path: case.value})),
+    )
