@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aligntune.rewards import Example, base, get
-from aligntune.rewards.call import Caller, Signature
+from aligntune.rewards.call import Caller
 from aligntune.rewards.samples import Batch
 
 from .conftest import Judge, reply
@@ -81,6 +80,7 @@ def test_scores_are_reproducible(name: str, stand_ins: dict[str, str]) -> None:
     assert score(name, example, stand_ins) == score(name, example, stand_ins)
 
 
+NOT_BY_SIZE = {"overlong"}  # the only ones that an empty completion satisfies
 HOSTILE = ["", " ", "\x00", "\ud800", "a" * 20_000, "((((" * 3000, "\\boxed{" * 500, "```" * 500, "<think>" * 300, "1/0 = 2", "🙂" * 500, "\n" * 5000, "{" * 3000, "9" * 5000]
 SLOW = {"math_correctness", "code_execution", "unit_tests", "stdin_stdout", "code_runs", "judge", "reward_model", "similarity", "bertscore"}
 
@@ -95,23 +95,5 @@ def test_no_completion_breaks_a_reward(name: str, stand_ins: dict[str, str]) -> 
     batch = Batch([example.prompt] * len(HOSTILE), HOSTILE, columns)
     scores, failures = Caller(get(name), example.params)(batch)
     assert not failures and len(scores) == len(HOSTILE)
-    assert all(value is None or value < 1 or name in EASY for value in scores[:3]), "nothing said earns no full marks"
-
-
-EASY: set[str] = set()
-
-
-def params() -> Iterator[tuple[str, str]]:
-    for name in BUILT_IN:
-        for param in Signature.of(get(name)).defaults:
-            yield name, param
-
-
-def test_params_are_named_in_the_docs() -> None:
-    """A param that the docstring does not explain has a name that explains itself; the list of those is closed."""
-    plain = {"timeout_s", "memory_mb", "isolation", "model", "device", "tokenize", "variant", "stemmer", "language", "unit", "layer"}
-    unexplained = [
-        f"{name}.{param}" for name, param in params()
-        if param not in plain and param.split("_")[0] not in (inspect.getdoc(get(name).function) or "")
-    ]  # fmt: skip
-    assert unexplained == []
+    low, high = get(name).range
+    assert all(value is None or value < (1 if high is None else high) for value in scores[:3]) or name in NOT_BY_SIZE

@@ -7,9 +7,16 @@ package imports no model library; a reward loads what it needs when it is first 
 from . import (
     code,
     code_style,
+    environments,
+    format,
+    judge,
     math,
     reference,
+    safety,
+    sql,
     text,
+    tone,
+    tools,
 )
 from .base import Example, Reward, adversarial, bad, describe, get, good, names, reward
 from .combine import RewardSet, Scores, Stages

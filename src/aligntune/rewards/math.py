@@ -216,7 +216,8 @@ def countdown(completion: str, numbers: Sequence[int], target: float) -> float:
     return float(value == Fraction(str(target)) and sorted(used) == sorted(Fraction(str(n)) for n in numbers))
 
 
-_STEP = re.compile(r"(?<![\w.])(?<![-+*/×÷·] )([-+]?[\d.(][\d\s.,()+\-*/×÷·−$]*?)\s*=\s*\$?([-−]?[\d,]*\.?\d+)(?!\s*[-+*/×÷·\d])")
+_RESULT = re.compile(r"=\s{0,3}\$?([-−]?[\d,]*\.?\d+)(?!\s*[-+*/×÷·\d])")
+_EXPRESSION = re.compile(r"[\d\s.,()+\-*/×÷·−$]+$")
 
 
 @reward(
@@ -235,11 +236,13 @@ def arithmetic_steps(completion: str) -> float | None:
     Results may be rounded to the digits shown. It checks the sums, not whether they answer the question.
     """
     outcomes = []
-    for expression, result in _STEP.findall(completion):
+    for match in _RESULT.finditer(completion):
+        before = _EXPRESSION.search(completion[max(0, match.start() - 150) : match.start()])
+        expression = before.group().lstrip(" \n\t.,)*/×÷·") if before else ""
         computed = evaluate(expression.replace(",", "").replace("$", ""))
-        written = answers.parse_number(result)
+        written = answers.parse_number(match.group(1))
         if computed is None or written is None or len(computed[1]) < 2:
             continue
-        digits = len(result.partition(".")[2])
+        digits = len(match.group(1).partition(".")[2])
         outcomes.append(abs(computed[0] - written) <= Fraction(1, 2 * 10**digits) if digits else computed[0] == written)
     return sum(outcomes) / len(outcomes) if outcomes else None

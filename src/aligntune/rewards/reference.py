@@ -133,19 +133,24 @@ def f1(completion: str, answer: Any) -> float:
 _LETTER_FORMS = (
     re.compile(r"<answer>\s*\(?([A-Z])\)?\.?\s*</answer>", re.IGNORECASE),
     re.compile(r"\\boxed\{\s*(?:\\text\{)?\(?([A-Z])\)?\}?\s*\}", re.IGNORECASE),
-    re.compile(r"(?:answer|choice|option)\s*(?:is|:)\s*:?\s*\*{0,2}\(?([A-Z])\b(?!')", re.IGNORECASE),
-    re.compile(r"^\s*\*{0,2}\(?([A-Z])[).:]?\*{0,2}(?:\s|$)(?!.*\S.*\n)", re.MULTILINE),
-    re.compile(r"\(([A-Z])\)"),
+    re.compile(r"(?:answer|choice|option)(?: is|:)[:\s]{0,3}\*{0,2}\(?([A-Z])\b(?!')", re.IGNORECASE),
 )
+_LONE_LETTER = re.compile(r"\*{0,2}(?:\(([A-Z])\)|([A-Z])[).:]|([A-Z])(?=\*{0,2}$))")
 
 
 def chosen_letter(text: str) -> str | None:
-    """The letter that a completion settles on, by the plainest form in which it gives one; None if it gives several."""
+    """The letter that a completion settles on: marked as the answer (the last such), or opening its last line, or the
+    only one in brackets; None when it settles on none."""
     for form in _LETTER_FORMS:
-        found = [letter.upper() for letter in form.findall(text)]
-        if found:
-            return found[-1] if form is not _LETTER_FORMS[-1] or len(set(found)) == 1 else None
-    return None
+        if found := form.findall(text):
+            return str(found[-1]).upper()
+    bracketed = set(re.findall(r"\(([A-Z])\)", text))
+    if len(bracketed) > 1:
+        return None
+    last_line = (text.strip().splitlines() or [""])[-1]
+    if opening := _LONE_LETTER.match(last_line):
+        return next(letter for letter in opening.groups() if letter)
+    return bracketed.pop() if bracketed else None
 
 
 def _wanted_letter(answer: Any, choices: Sequence[Any] | None) -> str:
@@ -262,8 +267,8 @@ ENCODER = {"model": "<encoder>", "device": "cpu"}  # tests put a real folder in 
     aliases=["semantic_similarity"],
     examples=[
         good("the cat sat", params=ENCODER, reference="the cat sat"),
-        bad("quickly and then blue", (-1.0, 0.9), params=ENCODER, reference="the cat sat"),
-        adversarial("", (-1.0, 0.9), params=ENCODER, reference="the cat sat", note="no text"),
+        bad("quickly and then blue", (-1.0, 0.99), params=ENCODER, reference="the cat sat"),
+        adversarial("", (-1.0, 0.99), params=ENCODER, reference="the cat sat", note="no text"),
     ],
 )
 def similarity(

@@ -181,14 +181,14 @@ def readability(completion: str, *, language: str = "en_US") -> float:
     if not tokens or not count:
         return 0.0
     dictionary = _hyphens(language)
-    syllables = sum(len(dictionary.positions(token)) + 1 for token in tokens)
+    syllables = sum(len(dictionary.positions(token[:40])) + 1 for token in tokens)
     return clamp((206.835 - 1.015 * len(tokens) / count - 84.6 * syllables / len(tokens)) / 100)
 
 
 @cache
 def _identifier() -> Any:
     langid = require("py3langid.langid", extra="rewards", why="the reward 'language'")
-    return langid.LanguageIdentifier.from_pickled_model(langid.MODEL_FILE, norm_probs=True)
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
 @reward(

@@ -7,7 +7,8 @@ from functools import lru_cache
 
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+(?:['’][^\W{CJK}]+)*")
-_SENTENCE_END = re.compile(rf"(?<=[.!?…])[\"')\]]*\s+|(?<=[。！？])|\n+(?=\s*(?:[-*•]|\d+[.)]))|\n\s*\n")
+_SENTENCE_END = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|(?<=[。！？])")
+_LIST_ITEM = re.compile(r"\s{0,12}(?:[-*•]|\d{1,3}[.)])\s")
 _FENCE = re.compile(r"^ {0,3}(```+|~~~+)[^\n]*\n(.*?)(?:^ {0,3}\1[`~]*\s*$|\Z)", re.DOTALL | re.MULTILINE)
 _SUFFIX = re.compile(r"(?:ational|ization|fulness|ously|ing|edly|ies|ied|ed|es|ly|s)$")
 
@@ -28,14 +29,19 @@ def words(text: str) -> list[str]:
 
 def sentences(text: str) -> list[str]:
     """Sentences and list items outside code blocks."""
-    parts = _SENTENCE_END.split(_FENCE.sub("\n\n", text))
-    return [part.strip() for part in parts if part and _WORD.search(part)]
+    parts = (part for block in paragraphs(text) for part in _SENTENCE_END.split(block))
+    return [part.strip() for part in parts if _WORD.search(part)]
 
 
 def paragraphs(text: str) -> list[str]:
     """Blocks between empty lines, with list items as blocks of their own; code blocks are left out."""
-    blocks = re.split(r"\n\s*\n|\n(?=\s*(?:[-*•]|\d+[.)])\s)", _FENCE.sub("\n\n", text))
-    return [block.strip() for block in blocks if _WORD.search(block)]
+    blocks: list[list[str]] = [[]]
+    for line in _FENCE.sub("\n\n", text).splitlines():
+        if not line.strip() or _LIST_ITEM.match(line):
+            blocks.append([])
+        blocks[-1].append(line)
+    joined = ("\n".join(block).strip() for block in blocks)
+    return [block for block in joined if _WORD.search(block)]
 
 
 def fenced_blocks(text: str) -> list[tuple[str, str]]:
