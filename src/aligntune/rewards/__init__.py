@@ -11,6 +11,7 @@ from . import (
     format,
     judge,
     math,
+    model,
     reference,
     safety,
     sql,
