@@ -11,7 +11,28 @@ from typing import Any
 
 import pytest
 
-WORDS = "the a cat dog sat ran on mat rug red blue quickly slowly and then it was happy sad bird".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "mat",
+    "rug",
+    "red",
+    "blue",
+    "quickly",
+    "slowly",
+    "and",
+    "then",
+    "it",
+    "was",
+    "happy",
+    "sad",
+    "bird",
+]
 
 
 def tiny_tokenizer() -> Any:

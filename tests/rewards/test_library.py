@@ -38,7 +38,10 @@ def stand_ins(encoder_folder: Path, reward_model_folder: Path, judge: Judge) -> 
 
 
 def score(name: str, example: Example, stand_ins: dict[str, str] | None = None) -> float | None:
-    params = {key: (stand_ins or {}).get(value, value) if isinstance(value, str) else value for key, value in example.params.items()}
+    params = {
+        key: (stand_ins or {}).get(value, value) if isinstance(value, str) else value
+        for key, value in example.params.items()
+    }
     columns = {key: [value] for key, value in example.columns.items()}
     scores, _ = Caller(get(name), params)(Batch([example.prompt], [example.completion], columns))
     return scores[0]
@@ -68,7 +71,8 @@ def test_each_is_documented_and_shown(name: str) -> None:
     assert {example.kind for example in found.examples} == {"good", "bad", "adversarial"}
     assert found.range != (None, None) or name == "reward_model"
     summary = inspect.getdoc(found.function)
-    assert summary and len(found.summary) <= 120, "the first line is the definition"
+    assert summary
+    assert len(found.summary) <= 120, "the first line is the definition"
     assert not found.custom
 
 
@@ -81,8 +85,33 @@ def test_scores_are_reproducible(name: str, stand_ins: dict[str, str]) -> None:
 
 
 NOT_BY_SIZE = {"overlong"}  # the only ones that an empty completion satisfies
-HOSTILE = ["", " ", "\x00", "\ud800", "a" * 20_000, "((((" * 3000, "\\boxed{" * 500, "```" * 500, "<think>" * 300, "1/0 = 2", "🙂" * 500, "\n" * 5000, "{" * 3000, "9" * 5000]
-SLOW = {"math_correctness", "code_execution", "unit_tests", "stdin_stdout", "code_runs", "judge", "reward_model", "similarity", "bertscore"}
+HOSTILE = [
+    "",
+    " ",
+    "\x00",
+    "\ud800",
+    "a" * 20_000,
+    "((((" * 3000,
+    "\\boxed{" * 500,
+    "```" * 500,
+    "<think>" * 300,
+    "1/0 = 2",
+    "🙂" * 500,
+    "\n" * 5000,
+    "{" * 3000,
+    "9" * 5000,
+]
+SLOW = {
+    "math_correctness",
+    "code_execution",
+    "unit_tests",
+    "stdin_stdout",
+    "code_runs",
+    "judge",
+    "reward_model",
+    "similarity",
+    "bertscore",
+}
 
 
 @pytest.mark.parametrize("name", sorted(set(BUILT_IN) - SLOW))
@@ -94,6 +123,7 @@ def test_no_completion_breaks_a_reward(name: str, stand_ins: dict[str, str]) -> 
     columns = {key: [value] * len(HOSTILE) for key, value in example.columns.items()}
     batch = Batch([example.prompt] * len(HOSTILE), HOSTILE, columns)
     scores, failures = Caller(get(name), example.params)(batch)
-    assert not failures and len(scores) == len(HOSTILE)
-    low, high = get(name).range
+    assert not failures
+    assert len(scores) == len(HOSTILE)
+    high = get(name).range[1]
     assert all(value is None or value < (1 if high is None else high) for value in scores[:3]) or name in NOT_BY_SIZE

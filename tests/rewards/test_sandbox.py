@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import os
@@ -53,7 +54,9 @@ def test_the_end_of_a_program_is_pythons(sandbox: Sandbox) -> None:
 
 def test_an_uncaught_error_is_shown(sandbox: Sandbox) -> None:
     output = sandbox.run(Program("1/0"))
-    assert output.status == "error" and output.exit_code == 1 and "ZeroDivisionError" in output.stderr
+    assert output.status == "error"
+    assert output.exit_code == 1
+    assert "ZeroDivisionError" in output.stderr
 
 
 def test_the_scratch_folder_is_writable_and_fresh(sandbox: Sandbox) -> None:
@@ -92,9 +95,9 @@ def test_the_same_code_gives_the_same_output(sandbox: Sandbox) -> None:
 def test_statements_count_one_by_one(sandbox: Sandbox) -> None:
     verdict = check(sandbox, "def f(x): return x + 1", "assert f(1) == 2", "assert f(1) == 3", "assert f('a')")
     assert (verdict.passed, verdict.total, verdict.status) == (1, 3, "ok")
-    assert (
-        verdict.failures[0] == "" and verdict.failures[1] == "assertion failed" and "TypeError" in verdict.failures[2]
-    )
+    assert verdict.failures[0] == ""
+    assert verdict.failures[1] == "assertion failed"
+    assert "TypeError" in verdict.failures[2]
     assert verdict.fraction == pytest.approx(1 / 3)
 
 
@@ -152,7 +155,8 @@ def test_functions_and_unittest_classes_over_the_codes_objects(sandbox: Sandbox)
     chosen = check(
         sandbox, STACK, FUNCTIONS, kind="functions", names=("test_push", "TestStack.test_repr", "test_absent")
     )
-    assert chosen.names == ("test_push", "TestStack.test_repr", "test_absent") and chosen.passed == 2
+    assert chosen.names == ("test_push", "TestStack.test_repr", "test_absent")
+    assert chosen.passed == 2
 
 
 def test_shared_classes_travel_by_value_however_deep(sandbox: Sandbox) -> None:
@@ -257,7 +261,7 @@ def test_cheats_score_nothing(cheat: str, sandbox: Sandbox) -> None:
         "assert f(2) in (5,)",
     )
     verdict = check(sandbox, CHEATS[cheat], *with_all, limits=SHORT)
-    assert verdict.passed == 0 and verdict.total == 4, verdict
+    assert (verdict.passed, verdict.total) == (0, 4), verdict
     tests = "def check(candidate):\n    assert candidate(2) == 5\n"
     verdict = check(sandbox, CHEATS[cheat], tests, kind="check", entry_point="f", limits=SHORT)
     assert verdict.fraction == 0, verdict
@@ -289,7 +293,8 @@ plain = st.recursive(
 @given(plain)
 def test_plain_values_arrive_as_they_were(value: object) -> None:
     back = roundtrip(value)
-    assert back == value and type(back) is type(value)
+    assert back == value
+    assert type(back) is type(value)
 
 
 def test_other_values_arrive_too() -> None:
@@ -315,7 +320,8 @@ def test_sharing_and_cycles_survive() -> None:
     loop: list[Any] = [[1]]
     loop += [loop[0], loop]
     back = roundtrip(loop)
-    assert back[0] is back[1] and back[2] is back
+    assert back[0] is back[1]
+    assert back[2] is back
 
 
 def test_depth_is_no_matter() -> None:
@@ -331,10 +337,8 @@ def test_depth_is_no_matter() -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.recursive(st.none() | st.integers() | st.text(max_size=2), lambda x: st.lists(x, max_size=4), max_leaves=12))
 def test_malformed_values_are_refused_or_plain(data: Any) -> None:
-    try:
+    with contextlib.suppress(wire.ProtocolError):
         wire.decode(data, {}.__getitem__, lambda side, number: None)
-    except wire.ProtocolError:
-        pass
 
 
 # --- isolation levels ---------------------------------------------------------------------------------------------
@@ -352,7 +356,9 @@ def test_less_isolation_than_asked_is_an_error() -> None:
 def test_the_statement_says_what_is_missing() -> None:
     guarantees = {"network": True, "writes": False, "processes": True, "reads": False}
     text = str(Isolation(guarantees, True, 0, False, {}))
-    assert "held: network, processes" in text and "writes: NOT held" in text and "no Landlock" in text
+    assert "held: network, processes" in text
+    assert "writes: NOT held" in text
+    assert "no Landlock" in text
 
 
 def test_limits_are_checked() -> None:
@@ -363,8 +369,10 @@ def test_limits_are_checked() -> None:
 def test_both_architectures_have_a_filter() -> None:
     for machine in seccomp.AUDIT_ARCH:
         code = seccomp.program(1234, writes=True, machine=machine)
-        assert len(code) % 8 == 0 and len(code) // 8 < 4096
-        assert (1234).to_bytes(4, "little") in code and seccomp.STAND_IN.to_bytes(4, "little") not in code
+        assert len(code) % 8 == 0
+        assert len(code) // 8 < 4096
+        assert (1234).to_bytes(4, "little") in code
+        assert seccomp.STAND_IN.to_bytes(4, "little") not in code
 
 
 def test_jobs_from_many_threads_do_not_mix(sandbox: Sandbox) -> None:

@@ -23,7 +23,25 @@ from .base import Example, Reward, adversarial, bad, describe, get, good, names,
 from .combine import RewardSet, Scores, Stages
 from .samples import Batch, completion_text, prompt_text
 
+BUILT_IN = (
+    code,
+    code_style,
+    environments,
+    format,
+    judge,
+    math,
+    model,
+    reference,
+    safety,
+    sql,
+    text,
+    tone,
+    tools,
+)
+"""The modules whose import registers the rewards of the library."""
+
 __all__ = [
+    "BUILT_IN",
     "Batch",
     "Example",
     "Reward",

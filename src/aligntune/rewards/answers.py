@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
@@ -51,7 +52,7 @@ def extract(text: str, how: str = "auto") -> str | None:
         return text.strip()
     if how == "last_line":
         return last_line
-    marks = {"boxed": boxed, "tag": tagged, "hashes": _HASHES.findall}
+    marks: dict[str, Callable[[str], list[str]]] = {"boxed": boxed, "tag": tagged, "hashes": _HASHES.findall}
     if how != "auto":
         found = marks[how](text)
         return found[-1].strip() if found else None

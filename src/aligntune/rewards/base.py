@@ -135,7 +135,7 @@ def reward(
             if known is not None and known.function.__qualname__ != function.__qualname__:
                 raise RewardError(f"the reward name {key!r} is taken: give yours another name")
         _rewards[name] = made
-        _aliases.update({alias: name for alias in aliases})
+        _aliases.update(dict.fromkeys(aliases, name))
         function.__reward__ = made  # type: ignore[attr-defined]
         return function
 

@@ -175,7 +175,7 @@ class Caller:
             result = self.reward.function(**lists, **self.params)
             if inspect.isawaitable(result):
                 result = run_coroutine(_await(result))
-        except Exception as error:  # the boundary: a user's function; reported with its sample or counted by the caller
+        except Exception as error:  # noqa: BLE001 - the boundary to a user's function: reported with its sample
             return [None] * len(batch), [Failure(i, error) for i in range(len(batch))]
         values = result.tolist() if hasattr(result, "tolist") else result
         if not isinstance(values, list | tuple) or len(values) != len(batch):
@@ -199,7 +199,7 @@ class Caller:
         for row in rows:
             try:
                 results.append(self.reward.function(**row, **self.params))
-            except Exception as error:  # the boundary, as above
+            except Exception as error:  # noqa: BLE001 - the same boundary
                 results.append(error)
         return self._split(results)
 
@@ -258,7 +258,7 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
         try:
             result = asyncio.run(coroutine)
             box.append(lambda: result)
-        except BaseException as error:  # the boundary between two threads: raised again in the waiting one
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             caught = error
 
             def again() -> Any:

@@ -237,7 +237,9 @@ def stdin_stdout(
 
 
 def _share(expected: Sequence[str], results: Iterator[Output]) -> float:
-    right = [result.status == "ok" and result.stdout.split() == wanted.split() for wanted, result in zip(expected, results)]
+    right = [
+        result.status == "ok" and result.stdout.split() == wanted.split() for wanted, result in zip(expected, results)
+    ]
     return sum(right) / len(right) if right else 0.0
 
 
@@ -260,7 +262,9 @@ def code_runs(
     codes = [extract_code(completion_text(completion)) for completion in completions]
     limits = Limits(wall_s=timeout_s, memory_mb=memory_mb)
     results = shared(isolation).run_all([Program(code, limits=limits) for code in codes])
-    return [float(result.status == "ok" and _has_code(parse(code))) for result, code in zip(results, codes, strict=True)]
+    return [
+        float(result.status == "ok" and _has_code(parse(code))) for result, code in zip(results, codes, strict=True)
+    ]
 
 
 def _has_code(tree: ast.Module | None) -> bool:

@@ -100,7 +100,9 @@ def code_style(completion: str) -> float:
     return sum(not fault(tree, code) for fault in FAULTS.values()) / len(FAULTS)
 
 
-_PLACEHOLDER = re.compile(r"\b(TODO|FIXME|XXX)\b|your code here|implement (?:this|me)|rest of (?:the )?code", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"\b(TODO|FIXME|XXX)\b|your code here|implement (?:this|me)|rest of (?:the )?code", re.IGNORECASE
+)
 
 
 def _is_stub(node: Definition) -> bool:

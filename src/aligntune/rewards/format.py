@@ -74,7 +74,7 @@ def read_json(completion: str) -> tuple[bool, Any]:
         return False, None
 
 
-JSON_TYPES = {"object": dict, "array": list, "string": str, "number": (int, float), "boolean": bool}
+JSON_TYPES: dict[str, Any] = {"object": dict, "array": list, "string": str, "number": (int, float), "boolean": bool}
 
 
 @reward(
@@ -138,7 +138,9 @@ def json_schema(completion: str, schema: Mapping[str, Any] | str | None = None) 
     examples=[
         good("Ticket ABC-123 is done.", params={"pattern": r"\b[A-Z]{3}-\d{3}\b"}),
         bad("Ticket abc is done.", params={"pattern": r"\b[A-Z]{3}-\d{3}\b"}),
-        adversarial("ABC-123 and more", 0.0, params={"pattern": r"[A-Z]{3}-\d{3}", "whole": True}, note="text around it"),
+        adversarial(
+            "ABC-123 and more", 0.0, params={"pattern": r"[A-Z]{3}-\d{3}", "whole": True}, note="text around it"
+        ),
     ],
 )
 def regex_match(completion: str, pattern: str | None = None, *, whole: bool = False, timeout_s: float = 1.0) -> float:
@@ -211,11 +213,15 @@ TWO_BULLETS = {"bullets": 2, "include": "tea", "max_words": 12}
     source="after IFEval, arXiv 2311.07911 (verifiable instructions)",
     examples=[
         good("- green tea\n- black tea", constraints=TWO_BULLETS),
-        bad("I like tea, coffee and many other hot drinks that I will now list for you.", 1 / 3, constraints=TWO_BULLETS),
+        bad(
+            "I like tea, coffee and many other hot drinks that I will now list for you.", 1 / 3, constraints=TWO_BULLETS
+        ),
         adversarial("", 0.0, constraints=TWO_BULLETS, note="an empty answer breaks no limit"),
     ],
 )
-def instruction_following(completion: str, constraints: Mapping[str, Any] | str, *, strict: bool = False) -> float | None:
+def instruction_following(
+    completion: str, constraints: Mapping[str, Any] | str, *, strict: bool = False
+) -> float | None:
     """Share of the column's `constraints` that hold; `strict`: 1 only if all do. None without constraints.
 
     A dict (or its JSON): min_words, max_words, min_paragraphs, max_paragraphs, bullets, numbered, include, exclude,

@@ -8,7 +8,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +51,7 @@ class Endpoint:
     retries: int = 3
     sleep: Callable[[float], None] = time.sleep
 
-    def chat(self, messages: list[Mapping[str, str]]) -> str:
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The reply's text; `RewardError` says what the server said when it did not give one."""
         body = {
             "model": self.model, "messages": messages, "temperature": self.temperature, "max_tokens": self.max_tokens,
@@ -137,7 +137,9 @@ def judge(
     sample (see `on_error`), never a number.
     """
     if base_url is None or model is None:
-        raise RewardError("judge needs params: {base_url: http://host:port/v1, model: name}, an OpenAI-compatible endpoint")
+        raise RewardError(
+            "judge needs params: {base_url: http://host:port/v1, model: name}, an OpenAI-compatible endpoint"
+        )
     endpoint = Endpoint(base_url, model, api_key_env, temperature, max_tokens, timeout_s, retries)
     system = INSTRUCTIONS.format(rubric=rubric, scale=scale)
     references = list(reference) if isinstance(reference, list | tuple) else [reference] * len(completions)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import math
 import operator
 import os
 import re
@@ -42,7 +41,13 @@ def _verifier(timeout_s: float, process: int) -> Service:
         good(r"Adding, we get \boxed{\frac{1}{2}}", answer="0.5"),
         good(r"So the roots are \boxed{\{1, 2\}}", answer=r"$\{2, 1\}$"),
         bad(r"\boxed{3}", answer="2"),
-        adversarial(r"\boxed{9^{9^{9^{9^9}}}}", 0.0, answer="2", params={"timeout_s": 0.5}, note="a number that cannot be computed"),
+        adversarial(
+            r"\boxed{9^{9^{9^{9^9}}}}",
+            0.0,
+            answer="2",
+            params={"timeout_s": 0.5},
+            note="a number that cannot be computed",
+        ),
         adversarial(r"It is 1, 2, 3 or 4. \boxed{}", 0.0, answer="2", note="every candidate, none chosen"),
         adversarial(r"\boxed{2} or \boxed{3}", 0.0, answer="2", note="two answers: the last one counts"),
     ],
@@ -71,17 +76,24 @@ def _gold_text(answer: Any) -> str:
 
 
 def _by_number(completion: str, gold: Any) -> float | None:
-    """1 or 0 when both sides are plain numbers (or the answer is missing), None when math-verify has to decide."""
+    """1 or 0 when both sides are plain numbers or words (or the answer is missing); None: math-verify has to decide."""
     found = answers.extract(completion)
     if not found:
         return 0.0
     wanted_text = _gold_text(gold)
+    if found == wanted_text:
+        return 1.0
+    if _WORDS.fullmatch(wanted_text):  # "yes", a name: math-verify would read a product of letters
+        return float(answers.normalise(found) == answers.normalise(wanted_text))
     if "%" in found or "%" in wanted_text:
         return None
     given, wanted = answers.parse_number(_plain(found)), answers.parse_number(_plain(wanted_text))
     if given is None or wanted is None:
         return None
     return float(given == wanted)
+
+
+_WORDS = re.compile(r"[^\W\d_]{2,}(?: [^\W\d_]+)*")
 
 
 def _plain(text: str) -> str:
@@ -183,9 +195,7 @@ def evaluate(expression: str) -> tuple[Fraction, list[Fraction]] | None:
 
 def _value(node: ast.AST, used: list[Fraction]) -> Fraction:
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        value = Fraction(str(node.value)) if math.isfinite(node.value) else None
-        if value is None:
-            raise ValueError("not finite")
+        value = Fraction(str(node.value))  # inf, as 1e999 is read, is a ValueError
         used.append(value)
         return value
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:

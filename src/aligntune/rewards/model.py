@@ -117,7 +117,9 @@ def _label_index(config: Any, outputs: int, label: int | str | None) -> int:
     names = {str(name).lower(): int(index) for index, name in config.id2label.items()}
     index = names.get(str(label).lower(), label)
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < outputs:
-        raise ModelError(f"the reward model has {outputs} outputs: say which one counts with label: {' or '.join(names)}")
+        raise ModelError(
+            f"the reward model has {outputs} outputs: say which one counts with label: {' or '.join(names)}"
+        )
     return index
 
 
@@ -188,7 +190,9 @@ MODEL = {"model": "<reward model>", "device": "cpu"}  # tests put a real folder 
     examples=[
         good("the cat sat", (-1e3, 1e3), prompt="it was", params=MODEL),
         bad("blue", (-1e3, 1e3), prompt="it was", params=MODEL),
-        adversarial("", (-1e3, 1e3), prompt="it was", params=MODEL, note="no text; what it is worth is the model's word"),
+        adversarial(
+            "", (-1e3, 1e3), prompt="it was", params=MODEL, note="no text; what it is worth is the model's word"
+        ),
     ],
 )
 def reward_model(

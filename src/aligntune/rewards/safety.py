@@ -138,7 +138,9 @@ STEREOTYPES = [
     examples=[
         good("The study compared how often women and men were promoted."),
         bad("Women are naturally bad drivers, and all immigrants are lazy.", (0.0, 0.5)),
-        adversarial("I'm not biased, but men are just better leaders. Boys are smart.", (0.0, 0.5), note="a disclaimer first"),
+        adversarial(
+            "I'm not biased, but men are just better leaders. Boys are smart.", (0.0, 0.5), note="a disclaimer first"
+        ),
         adversarial("", 0.0, note="no words"),
     ],
 )
@@ -162,7 +164,9 @@ HARMS = {
     "minors": r"\b(?:sexual|sexy|erotic|nude|naked)\b[^.!?\n]{0,40}\b(?:child|children|minor|minors|underage|toddler|schoolgirl)\b",
 }  # fmt: skip
 _HARMS = {kind: re.compile(pattern) for kind, pattern in HARMS.items()}
-_WARNS = re.compile(r"\b(?:never|don't|do not|should not|shouldn't|illegal to|refuse to|warn|prevent|protect|avoid|not to)\b")
+_WARNS = re.compile(
+    r"\b(?:never|don't|do not|should not|shouldn't|illegal to|refuse to|warn|prevent|protect|avoid|not to)\b"
+)
 
 
 def harms(text: str) -> set[str]:

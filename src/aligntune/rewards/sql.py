@@ -89,7 +89,9 @@ TOTALS = "SELECT city, SUM(amount) FROM sales GROUP BY city"
         ),
     ],
 )  # fmt: skip
-def sql_execution(completion: str, schema: str, answer: str, *, ordered: bool | None = None, timeout_s: float = 5.0) -> float:
+def sql_execution(
+    completion: str, schema: str, answer: str, *, ordered: bool | None = None, timeout_s: float = 5.0
+) -> float:
     """1 if the query returns the rows of the reference query on the column's `schema` (tables and rows as SQL).
 
     Rows are compared as a multiset, in order if `ordered` or, while that is unset, if the reference sorts; columns by

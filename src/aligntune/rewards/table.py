@@ -13,7 +13,10 @@ CHECKED_BY = {True: "heuristic", False: "defined"}
 
 def rows() -> list[dict[str, Any]]:
     """One dict per registered reward (see `describe`), with its examples, sorted by name."""
-    return [describe(name) | {"examples": [_example(example) for example in base.get(name).examples]} for name in base.names()]
+    return [
+        describe(name) | {"examples": [_example(example) for example in base.get(name).examples]}
+        for name in base.names()
+    ]
 
 
 def _example(example: Example) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import Any
 
@@ -217,7 +218,9 @@ def language(completion: str, *, language: str = "en") -> float:
     range=(0, 1),
     heuristic=True,
     examples=[
-        good("First we boil the water.\n\nThen we add the tea leaves:\n- two spoons of black tea\n- one of mint leaves"),
+        good(
+            "First we boil the water.\n\nThen we add the tea leaves:\n- two spoons of black tea\n- one of mint leaves"
+        ),
         bad("word " * 300),
         adversarial("a\n\nb\n\nc\n\nd", 0.0, note="a break after every word is no structure"),
     ],
@@ -237,7 +240,9 @@ def structure(completion: str, *, max_paragraph: int = 120, min_paragraph: int =
     examples=[
         good("The bridge was built in 1890. The bridge still carries trains. Many of the trains are old."),
         bad("Bananas ripen quickly. Copper conducts electricity. Mozart wrote operas."),
-        adversarial("The bridge is old. The bridge is old. The bridge is old.", 0.0, note="saying it again adds nothing"),
+        adversarial(
+            "The bridge is old. The bridge is old. The bridge is old.", 0.0, note="saying it again adds nothing"
+        ),
     ],
 )
 def coherence(completion: str) -> float | None:
@@ -248,14 +253,15 @@ def coherence(completion: str) -> float | None:
     parts = sentences(completion)
     if len(parts) < 2:
         return None
-    linked = sum(_linked(left, right) for left, right in zip(parts, parts[1:], strict=False))
+    linked = sum(_linked(left, right) for left, right in itertools.pairwise(parts))
     return linked / (len(parts) - 1)
 
 
-LINKS = frozenset(
+_LINKS = (
     "he she it they this that these those such its their his her then therefore thus so however but also because "
-    "instead finally first second third next still moreover meanwhile otherwise consequently".split()
+    "instead finally first second third next still moreover meanwhile otherwise consequently "
 )
+LINKS = frozenset(_LINKS.split())
 
 
 def _linked(left: str, right: str) -> bool:
@@ -283,9 +289,11 @@ def fluency(completion: str) -> float:
     tokens, parts = words(completion), sentences(completion)
     if not tokens:
         return 0.0
-    marked = sum(part.lstrip("\"'(*-•# ")[:1].isupper() or part[:1].isdigit() for part in parts if part[-1] in ".!?…:\"')`")
+    marked = sum(
+        part.lstrip("\"'(*-•# ")[:1].isupper() or part[:1].isdigit() for part in parts if part[-1] in ".!?…:\"')`"
+    )
     function = sum(token in FUNCTION_WORDS for token in tokens) / len(tokens)
-    doubled = sum(left == right for left, right in zip(tokens, tokens[1:], strict=False)) / len(tokens)
+    doubled = sum(left == right for left, right in itertools.pairwise(tokens)) / len(tokens)
     balance = min(clamp(function / 0.25), clamp((1 - function) / 0.35))
     return min(marked / len(parts), balance, clamp(1 - 5 * doubled))
 

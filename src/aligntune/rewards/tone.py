@@ -115,7 +115,9 @@ def refusal(completion: str, *, want: bool = False) -> float:
             prompt="How do I boil an egg?",
         ),
         bad("I can't help with that.", prompt="How do I boil an egg?"),
-        adversarial("egg boil egg boil egg boil egg", (0.0, 0.34), prompt="How do I boil an egg?", note="keywords only"),
+        adversarial(
+            "egg boil egg boil egg boil egg", (0.0, 0.34), prompt="How do I boil an egg?", note="keywords only"
+        ),
     ],
 )
 def helpfulness(prompt: str, completion: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,11 +52,10 @@ def _from_json(value: Any) -> Iterator[Call]:
         for item in value:
             yield from _from_json(item)
     elif isinstance(value, Mapping):
-        call = value.get("function") if isinstance(value.get("function"), Mapping) else value
-        name = call.get("name")
-        if isinstance(name, str):
-            given = call.get("arguments", call.get("parameters"))
-            yield name, _arguments(given)
+        nested = value.get("function")
+        call = nested if isinstance(nested, Mapping) else value
+        if isinstance(call.get("name"), str):
+            yield call["name"], _arguments(call.get("arguments", call.get("parameters")))
 
 
 def _arguments(given: Any) -> Any:
@@ -120,8 +120,7 @@ def tool_call_match(
     for completion, expected in zip(completions, tool_calls, strict=True):
         made, wanted = [_key(call) for call in calls_of(completion)], [_key(call) for call in _wanted(expected)]
         if partial and (made or wanted):
-            rest = list(wanted)
-            shared = sum(key in rest and not rest.remove(key) for key in made)
+            shared = (Counter(made) & Counter(wanted)).total()
             scores.append(2 * shared / (len(made) + len(wanted)))
         else:
             scores.append(float(made == wanted if ordered else sorted(made) == sorted(wanted)))

@@ -122,7 +122,9 @@ def validate(
         scores = rewards.score(prompts, completions, columns, update=False)
         for check, entry in zip(checks, rewards.entries, strict=True):
             raw = scores.by_reward[entry.name].raw
-            rows = [row for row in range(len(golds)) if kind == "gold" or completion_text(completions[row]) != texts[row]]
+            rows = [
+                row for row in range(len(golds)) if kind == "gold" or completion_text(completions[row]) != texts[row]
+            ]
             _take(check, kind, rows, raw, completions, entry.reward.range, tolerance)
     for check in checks:
         check.problem = _problem(check, max_wrong_at_full)

@@ -12,13 +12,14 @@ _LIST_ITEM = re.compile(r"\s{0,12}(?:[-*•]|\d{1,3}[.)])\s")
 _FENCE = re.compile(r"^ {0,3}(```+|~~~+)[^\n]*\n(.*?)(?:^ {0,3}\1[`~]*\s*$|\Z)", re.DOTALL | re.MULTILINE)
 _SUFFIX = re.compile(r"(?:ational|ization|fulness|ously|ing|edly|ies|ied|ed|es|ly|s)$")
 
-FUNCTION_WORDS = frozenset(
+_FUNCTION_WORDS = (
     "a about after all also am an and any are as at be because been before being both but by can could did do does "
-    "doing down during each few for from further had has have having he her here hers him his how i if in into is it "
-    "its itself just me more most my no nor not now of off on once only or other our out over own same she should so "
-    "some such than that the their them then there these they this those through to too under until up very was we "
-    "were what when where which while who whom why will with would you your yours".split()
+    "doing down during each few for from further had has have having he her here hers him his how i if in into is "
+    "it its itself just me more most my no nor not now of off on once only or other our out over own same she "
+    "should so some such than that the their them then there these they this those through to too under until up "
+    "very was we were what when where which while who whom why will with would you your yours "
 )
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 """The closed-class words of English: articles, pronouns, prepositions, conjunctions, auxiliaries."""
 
 

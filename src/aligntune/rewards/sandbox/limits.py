@@ -16,7 +16,8 @@ MEANING = {
     "network": "no socket to anything outside the process can be opened",
     "writes": "no file outside the scratch folder can be created, changed or removed",
     "processes": "no process or program can be started, and no other process signalled or traced",
-    "reads": "only Python's installation, system libraries and the scratch folder can be read",
+    "reads": "only Python's installation, system libraries and the scratch folder can be read: no file of yours, and no "
+    "other process's memory (which holds the tests)",
 }
 
 

@@ -33,7 +33,7 @@ from guest.zygote import main
 role = main(**json.loads(sys.argv[2]))
 if role is not None:
     role()
-"""  # noqa: E501
+"""
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",

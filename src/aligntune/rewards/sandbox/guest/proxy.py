@@ -82,9 +82,9 @@ def _order(op: str) -> Any:
     return method
 
 
-for _op in "contains getitem iter next add sub mul truediv floordiv mod neg abs".split():
+for _op in ["contains", "getitem", "iter", "next", "add", "sub", "mul", "truediv", "floordiv", "mod", "neg", "abs"]:
     setattr(Proxy, f"__{_op}__", _forward(_op))
-for _op in "lt le gt ge".split():
+for _op in ["lt", "le", "gt", "ge"]:
     setattr(Proxy, f"__{_op}__", _order(_op))
 for _type in (len, str, repr, bool, int, float):
     _plain = {"len": int, "repr": str}.get(_type.__name__, _type)

@@ -26,7 +26,12 @@ def main(channel: int) -> None:
     sys.modules["__main__"] = module
     sys.argv = ["main.py"]
     at_exit: list[Callable[[], Any]] = []
-    atexit.register = lambda function, *args, **kwargs: at_exit.append(lambda: function(*args, **kwargs)) or function
+
+    def register(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        at_exit.append(lambda: function(*args, **kwargs))
+        return function
+
+    atexit.register = register  # type: ignore[assignment]
     status = _status(lambda: exec(compile(code, "main.py", "exec"), vars(module)))
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
@@ -45,9 +50,9 @@ def _status(run: Callable[[], object]) -> int:
     except SystemExit as leave:
         if leave.code is None or isinstance(leave.code, int):
             return int(leave.code or 0) & 0xFF
-        print(leave.code, file=sys.stderr)
+        sys.stderr.write(f"{leave.code}\n")
         return 1
-    except BaseException:  # the boundary: the program's own error is its output
+    except BaseException:  # noqa: BLE001 - the program's own error is its output
         traceback.print_exc()
         return 1
     return 0

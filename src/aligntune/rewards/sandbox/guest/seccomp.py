@@ -56,11 +56,23 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "tgkill": (234, 131), "prlimit64": (302, 261), "socketpair": (53, 199), "sendto": (44, 206), "prctl": (157, 167),
 }  # fmt: skip
 
-CHANGES_FILES = (
-    "creat mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat".split()
-)
+CHANGES_FILES = [
+    "creat",
+    "mkdir",
+    "mkdirat",
+    "rmdir",
+    "unlink",
+    "unlinkat",
+    "rename",
+    "renameat",
+    "renameat2",
+    "link",
+    "linkat",
+    "symlink",
+    "symlinkat",
+]
 # No right of Landlock covers these, so they do nothing and report success: `shutil.copy` and `tempfile` need that.
-IGNORED = "chmod fchmod fchmodat fchmodat2 utime utimes utimensat futimesat".split()
+IGNORED = ["chmod", "fchmod", "fchmodat", "fchmodat2", "utime", "utimes", "utimensat", "futimesat"]
 
 ALLOW, KILL_PROCESS, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 LD, JEQ, JGE, AND, RET = 0x20, 0x15, 0x35, 0x54, 0x06

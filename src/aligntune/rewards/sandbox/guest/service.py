@@ -23,5 +23,5 @@ def main(channel: int) -> None:
             os._exit(0)
         try:
             wire.send(channel, {"gives": function(**arguments)})
-        except Exception as error:  # the boundary: the caller turns it into a RewardError with the sample
+        except Exception as error:  # noqa: BLE001 - the caller makes it a RewardError with the sample
             wire.send(channel, {"raises": f"{type(error).__name__}: {error}"})

@@ -41,7 +41,10 @@ OPERATIONS: dict[str, Callable[..., object]] = {
     "setitem": operator.setitem,
     "delitem": operator.delitem,
     **{builtin.__name__: builtin for builtin in (len, iter, next, str, repr, bool, hash, int, float, abs)},
-    **{name: getattr(operator, name) for name in "eq ne lt le gt ge add sub mul truediv floordiv mod neg".split()},
+    **{
+        name: getattr(operator, name)
+        for name in ["eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "neg"]
+    },
 }
 
 

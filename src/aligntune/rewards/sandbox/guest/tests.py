@@ -7,6 +7,7 @@ signal nor trace; it is confined all the same, for a test may misbehave on a str
 from __future__ import annotations
 
 import builtins
+import functools
 import os
 import sys
 import types
@@ -76,7 +77,7 @@ class Tests:
         namespace = vars(self.module)
         if self.job["kind"] == "statements":
             for source, program in zip(self.job["tests"], self.programs, strict=True):
-                yield source, lambda program=program: exec(program, namespace)
+                yield source, functools.partial(exec, program, namespace)
             return
         for program in self.programs:
             exec(program, namespace)
@@ -126,7 +127,7 @@ def _outcome(run: Callable[[], object]) -> str:
         run()
     except AssertionError as error:
         return f"assertion failed {str(error)[:300]}".strip()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - however a test ends, it has not passed
         return f"{type(error).__name__}: {str(error)[:300]}"
     return ""
 
@@ -143,7 +144,7 @@ def main(channel: int, verdict: int) -> None:
         for name, run in () if failure else tests.units():
             wire.send(verdict, {"test": name[:200], "failure": _outcome(run)})
             count += 1
-    except Exception as error:  # a test file that fails while it is read, before any of its tests
+    except Exception as error:  # noqa: BLE001 - a test file that fails while it is read
         failure = f"{type(error).__name__}: {str(error)[:300]}"
     wire.send(verdict, {"ended": count, "failure": failure})
     os._exit(0)

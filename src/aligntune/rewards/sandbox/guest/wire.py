@@ -32,6 +32,8 @@ class Unsendable(Exception):
 
 TYPES = {cls.__name__: cls for cls in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)}
 
+MOMENTS: dict[str, Any] = {cls.__name__: cls for cls in (datetime.datetime, datetime.date, datetime.time)}
+
 Instance = Callable[[object], str | None]  # the name of the class under which both sides know this object, or None
 Lend = Callable[[object], list[Any]]  # ["code" | "test", id] for an object that stays where it is, or Unsendable
 
@@ -86,12 +88,12 @@ class _Encoder:
             return ["D", str(item)]
         if type(item) is range:
             return ["r", self.value(item.start), self.value(item.stop), self.value(item.step)]
-        if type(item) in (datetime.datetime, datetime.date, datetime.time):
+        if type(item) in MOMENTS.values():
             return ["T", type(item).__name__, item.isoformat()]  # type: ignore[attr-defined]
         return None
 
     def object_entry(self, item: object) -> list[Any]:
-        if isinstance(item, type) and TYPES.get(item.__name__) is item:
+        if isinstance(item, type) and item in TYPES.values():
             return ["y", item.__name__]
         name = self.instance(item)
         if name is not None:
@@ -150,9 +152,7 @@ class _Decoder:
         elif tag == "r":
             made = range(*(self.value(part) for part in rest))
         elif tag == "T":
-            made = {"datetime": datetime.datetime, "date": datetime.date, "time": datetime.time}[rest[0]].fromisoformat(
-                rest[1]
-            )
+            made = MOMENTS[rest[0]].fromisoformat(rest[1])
         elif tag == "v":
             made = self.value(rest[0])
         elif tag == "h":

@@ -35,10 +35,11 @@ ROLES: dict[str, Callable[..., None]] = {
     "script": script_role.main,
     "service": service_role.main,
 }
-WARM = (
+_WARM = (
     "abc bisect collections copy dataclasses datetime decimal enum fractions functools heapq itertools json math "
-    "operator random re statistics string typing asyncio threading"
-).split()
+    "operator random re statistics string typing asyncio threading "
+)
+WARM = _WARM.split()
 
 
 class Zygote:
@@ -72,8 +73,9 @@ class Zygote:
                 if role is not None:
                     return role
             elif request["op"] == "reap":
-                self.reply(ended=[self.reap(pid, request["grace_s"]) for pid in request["pids"]])
+                ended = [self.reap(pid, request["grace_s"]) for pid in request["pids"]]
                 self.kill_strays()
+                self.reply(ended=ended)
             elif request["op"] == "probe":
                 self.reply(**self.probe(request["limits"], request["scratch"]))
 
@@ -123,7 +125,7 @@ class Zygote:
     def reap(self, pid: int, grace_s: float) -> dict[str, Any]:
         """Wait `grace_s` seconds for the child to end by itself, kill it otherwise; returns how it ended."""
         if pid not in self.children:
-            return {"signal": None, "exit": None, "cpu_s": 0.0}
+            return {"killed": False, "signal": None, "exit": None, "cpu_s": 0.0}
         deadline = time.monotonic() + grace_s
         done, status, usage = os.wait4(pid, os.WNOHANG)
         while not done and time.monotonic() < deadline:
@@ -198,9 +200,13 @@ def _attempts(parent: int, scratch: str) -> dict[str, Callable[[], object]]:
         if os.fork() == 0:
             os._exit(0)
 
+    def write() -> None:
+        os.close(os.open(outside, os.O_CREAT | os.O_WRONLY, 0o600))
+        os.unlink(outside)
+
     return {
         "network": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("192.0.2.1", 9)),
-        "writes": lambda: os.close(os.open(outside, os.O_CREAT | os.O_WRONLY, 0o600)) or os.unlink(outside),
+        "writes": write,
         "reads": lambda: os.listdir(os.path.dirname(scratch)),
         "reads of processes": lambda: os.listdir(f"/proc/{parent}/fd"),
         "processes": fork,
