@@ -108,6 +108,8 @@ def loading_arguments(
 
 def _attention(config: ModelConfig, model_config: Any) -> dict[str, Any]:
     wanted = VARLEN if config.attn_implementation == "varlen" else config.attn_implementation
+    if wanted.startswith("flash_attention"):
+        require("flash_attn", extra="flash", why=f"attn_implementation: {wanted}")
     implementation, reason = resolve_attention(wanted, device(), model_config)
     logger.info("attention: %s (%s)", implementation, reason)
     return {"attn_implementation": implementation}
