@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from aligntune.config.classification import classification_contradictions
 from aligntune.config.enums import AlgorithmType as A
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.config.synonyms import GROUP_RELATIVE, Path
@@ -108,6 +109,7 @@ def _sft_contradictions(config: SFTRunConfig) -> Iterator[tuple[Path, str]]:
         yield ("train", "assistant_only_loss"), "and completion_only_loss: false contradict each other"
     if config.model.num_labels is not None and not all(source.task_type.is_classification for source in config.sources):
         yield ("model", "num_labels"), "is for the classification tasks"
+    yield from classification_contradictions(config)
 
 
 def _rl_contradictions(config: RLRunConfig) -> Iterator[tuple[Path, str]]:

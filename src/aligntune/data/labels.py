@@ -15,7 +15,6 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from aligntune.config import sft
-from aligntune.config.enums import TaskType
 from aligntune.data.cache import cached_map
 from aligntune.data.detect import RowReader, row_error, row_reader
 from aligntune.data.examples import LabelledExample, TaggedExample
@@ -61,17 +60,61 @@ def find_labels(
     Raises:
         DataError: labels missing, fractional, mixed, out of range, or all the same.
     """
-    reader = row_reader(rows, config)
-    tags = config.task_type is TaskType.TOKEN_CLASSIFICATION
-    column = reader.columns["tags" if tags else "label"]
-    names = _class_names(rows, column)
-    if names is not None:
-        labels = LabelSet(tuple(names), {place: place for place in range(len(names))})
-        _fits(len(names), num_labels, column)
-        return labels
-    values = (_values(reader, row, index) for index, row in enumerate(rows))
-    seen = {label for labels in values for label in labels}
-    return _numbered(seen, column, num_labels)
+    return find_shared_labels([(rows, config)], num_labels=num_labels)
+
+
+def find_shared_labels(
+    parts: Sequence[tuple[Dataset | IterableDataset, sft.DatasetConfig]],
+    *,
+    num_labels: int | None = None,
+    at_least: int = 2,
+) -> LabelSet:
+    """The classes of several datasets together, as `find_labels`; `at_least` so many (one, of rows to evaluate).
+
+    Raises:
+        DataError: also when the datasets' `ClassLabel` columns have different names.
+    """
+    readers = [(rows, row_reader(rows, config)) for rows, config in parts]
+    columns = [_label_column(reader) for _, reader in readers]
+    named = [_class_names(rows, column) for (rows, _), column in zip(readers, columns, strict=True)]
+    if any(names is not None for names in named):
+        return _named_labels(named, columns[0], num_labels)
+    seen = {
+        label for rows, reader in readers for index, row in enumerate(rows) for label in _values(reader, row, index)
+    }
+    return _numbered(seen, columns[0], num_labels, at_least)
+
+
+def _label_column(reader: RowReader) -> str:
+    return reader.columns["tags" if reader.row_format.kind == "tagging" else "label"]
+
+
+def _named_labels(named: Sequence[list[str] | None], column: str, num_labels: int | None) -> LabelSet:
+    """The classes that `ClassLabel` columns name; all datasets of a mixture must name the same."""
+    first = named[0]
+    if first is None or any(names != first for names in named):
+        raise DataError(f"the datasets do not name the same classes: {'; '.join(map(str, named))}")
+    _fits(len(first), num_labels, column)
+    spare = [f"LABEL_{place}" for place in range(len(first), num_labels or 0)]
+    return LabelSet((*first, *spare), {place: place for place in range(len(first))})
+
+
+def labels_of_model(names: Sequence[str], found: LabelSet) -> LabelSet:
+    """The classes of a trained classifier, reached by a dataset's labels: by their names, or, without names, by number.
+
+    Raises:
+        DataError: a label that the classifier does not know.
+    """
+    places = {name: place for place, name in enumerate(names)}
+    called = {label: found.names[place] for label, place in found.ids.items()}
+    unknown = sorted(name for name in called.values() if name not in places)
+    if not unknown:
+        return LabelSet(tuple(names), {label: places[name] for label, name in called.items()})
+    if all(isinstance(label, int) and label < len(names) and name == str(label) for label, name in called.items()):
+        return LabelSet(tuple(names), {label: label for label in called})
+    raise DataError(
+        f"the labels {', '.join(map(repr, unknown[:20]))} are not among the model's classes: {', '.join(names)}"
+    )
 
 
 def _values(reader: RowReader, row: Mapping[str, Any], index: int) -> Iterable[Any]:
@@ -105,10 +148,10 @@ def _class_names(rows: Dataset | IterableDataset, column: str) -> list[str] | No
     return list(feature.names) if isinstance(feature, ClassLabel) else None
 
 
-def _numbered(seen: set[Any], column: str, num_labels: int | None) -> LabelSet:
+def _numbered(seen: set[Any], column: str, num_labels: int | None, at_least: int) -> LabelSet:
     if len({type(label) for label in seen}) > 1:
         raise DataError(f"column {column!r} mixes text and numbers as labels: {sorted(map(str, seen))[:20]}")
-    if len(seen) < 2:
+    if len(seen) < at_least:
         only = next(iter(seen), None)
         raise DataError(f"column {column!r} has one class only ({only!r}); a classifier needs at least two")
     if all(isinstance(label, str) for label in seen):

@@ -22,9 +22,16 @@ def add_lora(model: Any, lora: LoraSettings, *, head: bool = False) -> Any:
         bias=lora.bias,  # type: ignore[arg-type]
         target_modules=_targets(model, lora),
         modules_to_save=_head_names(model) if head else None,
-        task_type=None if head else "CAUSAL_LM",
+        task_type=_task(model) if head else "CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def _task(model: Any) -> str | None:
+    """PEFT's name for what the head does; by it PEFT keeps adapters off the head."""
+    name = type(model).__name__
+    tasks = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
+    return next((task for ending, task in tasks.items() if name.endswith(ending)), None)
 
 
 def _targets(model: Any, lora: LoraSettings) -> list[str] | str:

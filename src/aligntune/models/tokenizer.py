@@ -16,9 +16,9 @@ RESERVED_PADS = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|vi
 
 
 def load_tokenizer(
-    name: str, *, pad_token: str | None = None, trust_remote_code: bool = False
+    name: str, *, pad_token: str | None = None, trust_remote_code: bool = False, generates: bool = True
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of `name` (hub name or folder) with a padding token.
+    """The tokenizer of `name` (hub name or folder) with a padding token; one that `generates` needs an end token too.
 
     Unset, the padding token is the tokenizer's own, else a reserved token of its vocabulary, else the end-of-sequence token.
     Masks come from lengths, never from token ids, so that a padding token that is also the end token does no harm.
@@ -28,7 +28,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(explain_missing(name, "tokenizer", error)) from error
-    if tokenizer.eos_token_id is None:
+    if generates and tokenizer.eos_token_id is None:
         raise ModelError(
             f"{name}: the tokenizer has no end-of-sequence token, so that no answer could end; add one to it"
         )
@@ -46,6 +46,8 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase, wanted: str | None) -> Non
     elif tokenizer.pad_token is None:
         vocabulary = tokenizer.get_vocab()
         tokenizer.pad_token = next((token for token in RESERVED_PADS if token in vocabulary), tokenizer.eos_token)
+        if tokenizer.pad_token is None:
+            raise ModelError("the tokenizer has no token to pad with; name one as dataset.pad_token")
 
 
 def fit_embeddings(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
