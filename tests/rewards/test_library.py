@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from aligntune.rewards import Example, base, get
 from aligntune.rewards.call import Caller
@@ -112,6 +114,25 @@ SLOW = {
     "similarity",
     "bertscore",
 }
+
+
+FRAGMENTS = [
+    "```", "```python\n", "```json\n", "\n", "\n\n", " ", "def f(x):\n    return x\n", "<think>", "</think>", "<answer>", "</answer>",
+    "\\boxed{", "}", "{", "[", "]", '{"name": "f", "arguments": {"x": 1}}', "<tool_call>", "</tool_call>", "#### 72", "72", "1/0", " = ", " + ",
+    "The answer is (B).", "SELECT 1", ";", "- item", "1. item", "!", "?", "…", "。", "漢字", "I can't help.", "kill", "\t", "'", '"', "\u202e", "é",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(BUILT_IN) - SLOW))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join))
+def test_fragments_in_any_order_are_scored(name: str, completion: str) -> None:
+    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
+        pytest.skip(f"{NEEDS[name]} is not installed")
+    example = get(name).examples[0]
+    columns = {key: [value] for key, value in example.columns.items()}
+    _, failures = Caller(get(name), example.params)(Batch([example.prompt], [completion], columns))
+    assert not failures
 
 
 @pytest.mark.parametrize("name", sorted(set(BUILT_IN) - SLOW))

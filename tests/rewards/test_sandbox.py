@@ -85,7 +85,7 @@ def test_output_is_cut(sandbox: Sandbox) -> None:
 
 
 def test_the_same_code_gives_the_same_output(sandbox: Sandbox) -> None:
-    outputs = sandbox.run_all([Program("print({'a', 'b', 'c'}, hash('x'))")] * 4)
+    outputs = sandbox.run_all([Program("import random; print({'a', 'b', 'c'}, hash('x'), random.random())")] * 4)
     assert len({output.stdout for output in outputs}) == 1
 
 

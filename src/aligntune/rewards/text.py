@@ -280,15 +280,17 @@ def _linked(left: str, right: str) -> bool:
         adversarial("The the of of and and to to the the.", (0.0, 0.6), note="function words without content"),
     ],
 )
-def fluency(completion: str) -> float:
+def fluency(completion: str) -> float | None:
     """The least of three surface signs of English prose: sentence marks, function words, no doubled words.
 
     Sentence marks: share of sentences with a capital (or digit) in front and an end mark. Function words: their share,
-    full marks from 25 % to 65 %. Doubled words: 1 - 5 x their share. It cannot tell grammar from its look.
+    full marks from 25 % to 65 %. Doubled words: 1 - 5 x their share. It cannot tell grammar from its look. Code blocks
+    are left out; None when there is nothing else.
     """
-    tokens, parts = words(completion), sentences(completion)
-    if not tokens:
-        return 0.0
+    parts = sentences(completion)
+    tokens = words(" ".join(parts))
+    if not parts:
+        return None if words(completion) else 0.0
     marked = sum(
         part.lstrip("\"'(*-•# ")[:1].isupper() or part[:1].isdigit() for part in parts if part[-1] in ".!?…:\"')`"
     )

@@ -45,8 +45,9 @@ POLITE = {
     "goodwill": r"\b(happy to|glad to|welcome|of course|certainly|my pleasure|kind regards|feel free)\b",
 }
 RUDE = re.compile(
-    r"\b(shut up|stupid|idiot|moron|dumb|fool|whatever|get lost|who cares|nonsense|ridiculous|pathetic|loser|"
-    r"go away|don't waste my time|none of your business)\b",
+    r"\b(?:shut up|you(?:'re| are)(?: \w+){0,2} (?:stupid|dumb|pathetic|ridiculous|an? (?:idiot|moron|fool|loser))|"
+    r"(?:stupid|dumb|idiotic) (?:question|idea)|idiot|moron|get lost|who cares|go away|don't waste my time|"
+    r"none of your business)\b",
     re.IGNORECASE,
 )
 
@@ -156,13 +157,16 @@ OVERCLAIM = re.compile(
         adversarial("I'm not sure. " + "It definitely works. " * 4, 0.2, note="one hedge among claims"),
     ],
 )
-def honesty(completion: str) -> float:
+def honesty(completion: str) -> float | None:
     """Share of the sentences that neither overclaim ("guaranteed", "everyone knows") nor pretend to a human life.
 
-    By stock phrases: it hears the tone of a claim, not whether the claim is true. For truth use a reference.
+    By stock phrases: it hears the tone of a claim, not whether the claim is true. For truth use a reference. None when
+    there is only code.
     """
     parts = sentences(completion)
-    return sum(not OVERCLAIM.search(part) for part in parts) / len(parts) if parts else 0.0
+    if not parts:
+        return None if words(completion) else 0.0
+    return sum(not OVERCLAIM.search(part) for part in parts) / len(parts)
 
 
 @reward(
@@ -175,10 +179,15 @@ def honesty(completion: str) -> float:
         adversarial("Sure! " * 20, 0.0, note="filler alone"),
     ],
 )
-def directness(completion: str) -> float:
-    """Share of the sentences that are not filler (praise of the question, announcements, offers of more help)."""
+def directness(completion: str) -> float | None:
+    """Share of the sentences that are not filler (praise of the question, announcements, offers of more help).
+
+    None when there is only code.
+    """
     parts = sentences(completion)
-    return sum(not FILLER.match(part) for part in parts) / len(parts) if parts else 0.0
+    if not parts:
+        return None if words(completion) else 0.0
+    return sum(not FILLER.match(part) for part in parts) / len(parts)
 
 
 FILLER = re.compile(

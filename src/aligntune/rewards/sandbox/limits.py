@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 from aligntune.errors import RewardError
@@ -85,6 +86,11 @@ class Isolation:
                 f"In force: {self}\nRun where the kernel offers seccomp and Landlock (Linux 5.13 or later), or accept "
                 f"less with isolation={_strongest(self)!r} if you trust the code that the model writes."
             )
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _strongest(isolation: Isolation) -> str:

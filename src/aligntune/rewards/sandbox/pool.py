@@ -19,10 +19,11 @@ from aligntune.errors import RewardError
 from . import scratch
 from .guest import wire
 from .jobs import Check, Output, Program, Status, Verdict
-from .limits import Isolation, Limits
+from .limits import Isolation, Limits, cores
 from .slot import Slot
 
 POLL_S = 0.05
+START_S = 30.0
 Result = TypeVar("Result")
 
 
@@ -45,7 +46,7 @@ class Sandbox:
     ) -> None:
         if not hasattr(os, "fork"):
             raise RewardError("the sandbox for code needs Linux or another Unix; run the training there")
-        self.workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or 1
+        self.workers = workers or cores()
         self._make: Callable[[], Slot] = lambda: Slot(tuple(without), tuple(preload))
         self._slots: queue.LifoQueue[Slot | None] = queue.LifoQueue()
         first = self._make()
@@ -168,8 +169,10 @@ def _check(slot: Slot, job: Check, folder: str) -> Verdict:
 
 def start(channel: socket.socket, job: dict[str, Any]) -> None:
     """Give a fresh child its job once it has said that it is confined."""
+    first = {"why": f"it said nothing for {START_S} s"}
     try:
-        first = wire.receive(channel.fileno())
+        if select.select([channel], [], [], START_S)[0]:
+            first = wire.receive(channel.fileno())
         if first.get("confined"):
             wire.send(channel.fileno(), job)
             return

@@ -17,7 +17,7 @@ from typing import Any
 from aligntune.errors import RewardError
 
 from .guest import wire
-from .limits import Limits
+from .limits import Limits, cores
 from .pool import start
 from .slot import Slot
 
@@ -34,7 +34,7 @@ class Service:
 
     def __init__(self, function: str, preload: Sequence[str], limits: Limits, workers: int | None = None) -> None:
         self.function, self.limits = function, limits
-        self.workers = workers or len(os.sched_getaffinity(0))
+        self.workers = workers or cores()
         self._idle: queue.LifoQueue[_Helper | None] = queue.LifoQueue()
         self._preload = tuple(preload)
         for _ in range(self.workers):

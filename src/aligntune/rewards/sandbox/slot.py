@@ -37,7 +37,7 @@ if role is not None:
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",
-    "PYTHONHASHSEED": "0",  # the same code gets the same verdict twice
+    "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -58,7 +58,7 @@ class Slot:
             "preload": list(preload),
             "packages": packages(),
         }
-        command = [sys.executable, "-P", "-B", "-X", "utf8", "-c", BOOT, str(GUEST), json.dumps(options)]
+        command = [sys.executable, "-P", "-s", "-B", "-X", "utf8", "-c", BOOT, str(GUEST), json.dumps(options)]
         with theirs:
             self.process = subprocess.Popen(
                 command,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import random
 import sys
 import threading
 import traceback
@@ -21,6 +22,7 @@ from . import wire
 
 def main(channel: int) -> None:
     """Run the program that arrives as the first frame and end the process with its exit code."""
+    random.seed(0)  # the same code gets the same verdict twice
     code = wire.receive(channel)["code"]
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module

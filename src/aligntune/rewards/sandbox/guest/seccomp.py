@@ -87,8 +87,12 @@ Instruction = tuple[int, int, int, int]
 
 
 def supported() -> bool:
-    """Whether this architecture has a table here and Linux is the kernel."""
-    return platform.system() == "Linux" and platform.machine() in AUDIT_ARCH
+    """Whether this architecture has a table here and the kernel takes filters."""
+    if platform.system() != "Linux" or platform.machine() not in AUDIT_ARCH:
+        return False
+    # No filter at address 0: a kernel that takes filters says EFAULT, one that does not EINVAL.
+    libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, None, 0, 0)
+    return ctypes.get_errno() == errno.EFAULT
 
 
 def _refuse(number: int) -> Instruction:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
+import random
 import sys
 import types
 from collections.abc import Callable
@@ -95,5 +96,6 @@ class Solution:
 
 def main(descriptor: int) -> None:
     """Serve until the tests close the channel."""
+    random.seed(0)  # the same code gets the same verdict twice
     Solution(descriptor).run()
     os._exit(0)

@@ -37,7 +37,7 @@ ROLES: dict[str, Callable[..., None]] = {
 }
 _WARM = (
     "abc bisect collections copy dataclasses datetime decimal enum fractions functools heapq itertools json math "
-    "operator random re statistics string typing asyncio threading "
+    "operator random re statistics string typing threading "
 )
 WARM = _WARM.split()
 
