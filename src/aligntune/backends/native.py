@@ -22,7 +22,7 @@ class NativeBackend:
         return f"{run.algorithm.value} is not implemented on it yet"
 
     def load_policy(self, session: Session, **head: Any) -> Any:
-        return load_policy(session.config.model, session.precision, **head)
+        return load_policy(session.config.model, session.precision, seed=session.config.train.seed, **head)
 
     def build_trainer(self, session: Session, callbacks: Sequence[Any]) -> Any:
         from aligntune.trainers.sft import native_sft_trainer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 from typing import Any
 
 import yaml
@@ -38,6 +39,8 @@ def _plain(value: Any, at: Path, lost: list[str]) -> Any:
         value = {name: getattr(value, name) for name in value.model_fields_set}
     if isinstance(value, enum.Enum):
         return value.value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, dict):
         return {str(key): _plain(part, (*at, str(key)), lost) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
 
 from aligntune.config import rl, sft
 from aligntune.errors import ConfigError, ModelError, require
@@ -27,13 +27,15 @@ OWN_NAMES = {
 
 
 def load_policy(
-    config: ModelConfig, precision: Precision, *, auto_class: Any = AutoModelForCausalLM, **head: Any
+    config: ModelConfig, precision: Precision, *, seed: int, auto_class: Any = AutoModelForCausalLM, **head: Any
 ) -> Any:
     """The model to train, with its LoRA adapter if one is asked for.
 
     `auto_class` and `head` (e.g. `num_labels`) choose the head. An adapter folder as `name_or_path` is merged into its
-    base, which is then trained further. Raises `ModelError` when nothing would be trained.
+    base, which is then trained further. `seed` decides new weights (adapter, head). Raises `ModelError` when nothing
+    would be trained.
     """
+    set_seed(seed)
     lora = config.lora
     trained = lora is None
     model = load_model(config, precision, trained=trained, auto_class=auto_class, **head)
@@ -77,7 +79,7 @@ def merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedMode
     """The model with a saved LoRA adapter added into its weights."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().requires_grad_(True)
 
 
 def loading_arguments(

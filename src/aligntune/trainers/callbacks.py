@@ -123,6 +123,8 @@ class RecorderCallback(TrainerCallback):
         split, values = split_of(logs)
         if split == "train":
             values |= self._measured(values, args)
+        else:
+            values.pop("num_tokens", None)  # TRL repeats its own count there, which a resumed run starts anew
         if not self._replaying:
             self._recorder.metrics(state.global_step, values, split=split)
 

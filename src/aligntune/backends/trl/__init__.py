@@ -26,7 +26,7 @@ class TRLBackend:
     def load_policy(self, session: Session, **head: Any) -> Any:
         from aligntune.models.load import load_policy
 
-        return load_policy(session.config.model, session.precision, **head)
+        return load_policy(session.config.model, session.precision, seed=session.config.train.seed, **head)
 
     def build_trainer(self, session: Session, callbacks: Sequence[Any]) -> Any:
         if session.config.algorithm is AlgorithmType.SFT:
