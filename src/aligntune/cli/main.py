@@ -32,11 +32,12 @@ def main() -> None:
 
 
 def _register() -> None:
-    from aligntune.cli import config, data, train
+    from aligntune.cli import config, data, models, train
 
     train.add_to(app)
     config.add_to(app)
     data.add_to(app)
+    models.add_to(app)
 
 
 if __name__ == "__main__":
