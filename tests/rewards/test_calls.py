@@ -162,6 +162,13 @@ def test_a_missing_package_is_never_a_null() -> None:
         call(lambda completion: require("no_such_package_here", extra="rewards"), on_error="null")
 
 
+def test_a_wrong_setting_is_never_a_null() -> None:
+    with pytest.raises(ConfigError, match="unit='lines'"):
+        call("length", params={"unit": "lines"}, on_error="null")
+    with pytest.raises(ConfigError, match="isolation='total'"):
+        call("code_runs", params={"isolation": "total"}, on_error="null")
+
+
 def test_missing_columns_and_arguments_name_what_is_there() -> None:
     with pytest.raises(
         RewardError, match=r"needs the column 'level'; the dataset has: other.*columns: \{level: your_column\}"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from aligntune.errors import RewardError
+from aligntune.errors import ConfigError
 from aligntune.rewards.sandbox import Limits, Program, Sandbox
 from aligntune.rewards.sandbox.guest.zygote import descendants
 
@@ -73,7 +73,7 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     os.environ["ALIGNTUNE_TEST_SECRET"] = SECRET
     try:
         made = Sandbox("standard", workers=1, without=request.param)
-    except RewardError as error:
+    except ConfigError as error:
         pytest.skip(str(error))
     with made:
         yield made

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aligntune.errors import RewardError
+from aligntune.errors import ConfigError, RewardError
 from aligntune.rewards import Batch, RewardSet, get
 from aligntune.rewards.call import Caller
 from aligntune.rewards.judge import Endpoint, read_score
@@ -86,8 +86,8 @@ def test_one_bad_reply_costs_one_sample(judge: Judge) -> None:
 def test_no_server_and_no_settings() -> None:
     with pytest.raises(RewardError, match="cannot be reached"):
         Endpoint("http://127.0.0.1:9/v1", "m", retries=0).chat([])
-    with pytest.raises(RewardError, match="OpenAI-compatible endpoint"):
-        Caller(get("judge"))(Batch(["p"], ["c"]))
+    with pytest.raises(ConfigError, match="OpenAI-compatible endpoint"):
+        Caller(get("judge"))(Batch(["p"], ["c"]), "null")
 
 
 def test_the_last_score_counts() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from aligntune.errors import ModelError, RewardError
+from aligntune.errors import ConfigError, ModelError
 from aligntune.rewards import RewardSet
 from aligntune.rewards.model import RewardModel, load
 
@@ -100,7 +100,7 @@ def test_a_model_without_a_head_is_refused(encoder_folder: Path, tmp_path: Path)
         RewardModel(tiny_bert(BertModel), tiny_tokenizer())
     with pytest.raises(ModelError, match="no such folder"):
         load(str(tmp_path / "nothing"))
-    with pytest.raises(RewardError, match="reward_model needs params"):
+    with pytest.raises(ConfigError, match="reward_model needs params"):
         RewardSet(["reward_model"]).score(["p"], ["c"])
 
 

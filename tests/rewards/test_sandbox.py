@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligntune.errors import RewardError
+from aligntune.errors import ConfigError, RewardError
 from aligntune.rewards.sandbox import Check, Isolation, Limits, Program, Sandbox, Verdict
 from aligntune.rewards.sandbox.guest import seccomp, wire
 
@@ -346,10 +346,10 @@ def test_malformed_values_are_refused_or_plain(data: Any) -> None:
 
 def test_less_isolation_than_asked_is_an_error() -> None:
     with pytest.raises(
-        RewardError, match=r"isolation='standard' cannot be had(.|\n)*network(.|\n)*isolation='minimal'"
+        ConfigError, match=r"isolation='standard' cannot be had(.|\n)*network(.|\n)*isolation='minimal'"
     ):
         Sandbox("standard", workers=1, without=("seccomp", "landlock", "namespace"))
-    with pytest.raises(RewardError, match="choose one of strict, standard, minimal"):
+    with pytest.raises(ConfigError, match="choose one of strict, standard, minimal"):
         Sandbox("paranoid", workers=1)
 
 
@@ -362,7 +362,7 @@ def test_the_statement_says_what_is_missing() -> None:
 
 
 def test_limits_are_checked() -> None:
-    with pytest.raises(RewardError, match="memory_mb=0"):
+    with pytest.raises(ConfigError, match="memory_mb=0"):
         Limits(memory_mb=0)
 
 

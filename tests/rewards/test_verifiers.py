@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aligntune.errors import RewardError
+from aligntune.errors import ConfigError, RewardError
 from aligntune.rewards import Batch, answers, get
 from aligntune.rewards.call import Caller
 from aligntune.rewards.code import extract_code, program
+from aligntune.rewards.matching import chosen_letter, levenshtein
 from aligntune.rewards.math import evaluate
-from aligntune.rewards.reference import chosen_letter, levenshtein
 from aligntune.rewards.tools import calls_of
 
 
@@ -105,7 +105,7 @@ def test_a_hanging_program_ends_in_time() -> None:
 
 
 def test_more_isolation_than_there_is_is_refused() -> None:
-    with pytest.raises(RewardError, match="choose one of strict, standard, minimal"):
+    with pytest.raises(ConfigError, match="choose one of strict, standard, minimal"):
         score("code_runs", "print(1)", params={"isolation": "total"})
 
 

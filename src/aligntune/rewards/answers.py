@@ -8,7 +8,7 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
-from aligntune.errors import RewardError
+from aligntune.errors import ConfigError
 
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
@@ -45,7 +45,7 @@ def extract(text: str, how: str = "auto") -> str | None:
     else what follows "the answer is", else the last line.
     """
     if how not in EXTRACT:
-        raise RewardError(f"extract={how!r}: choose one of {', '.join(EXTRACT)}")
+        raise ConfigError(f"extract={how!r}: choose one of {', '.join(EXTRACT)}")
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     last_line = lines[-1] if lines else None
     if how == "whole":

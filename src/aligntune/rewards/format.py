@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from aligntune.errors import RewardError, require
+from aligntune.errors import ConfigError, RewardError, require
 
 from . import answers
 from .base import adversarial, bad, good, reward
@@ -90,7 +90,7 @@ JSON_TYPES: dict[str, Any] = {"object": dict, "array": list, "string": str, "num
 def json_valid(completion: str, *, type: str | None = None) -> float:
     """1 if the answer, or its only code block, is JSON; with `type` (object, array, ...) of that type."""
     if type is not None and type not in JSON_TYPES:
-        raise RewardError(f"json_valid: type={type!r}: choose one of {', '.join(JSON_TYPES)}")
+        raise ConfigError(f"json_valid: type={type!r}: choose one of {', '.join(JSON_TYPES)}")
     found, value = read_json(completion)
     fits = type is None or (isinstance(value, JSON_TYPES[type]) and (type == "boolean" or not isinstance(value, bool)))
     return float(found and fits)
@@ -125,7 +125,7 @@ PERSON = {"type": "object", "required": ["age"], "properties": {"age": {"type": 
 def json_schema(completion: str, schema: Mapping[str, Any] | str | None = None) -> float:
     """1 if the answer, or its only code block, is JSON that fits the schema (the column `schema`, or a param)."""
     if schema is None:
-        raise RewardError("json_schema needs a schema: the column `schema`, or params: {schema: {...}}")
+        raise ConfigError("json_schema needs a schema: the column `schema`, or params: {schema: {...}}")
     validator = _validator(schema if isinstance(schema, str) else json.dumps(schema, sort_keys=True))
     found, value = read_json(completion)
     return float(found and validator.is_valid(value))
@@ -146,7 +146,7 @@ def json_schema(completion: str, schema: Mapping[str, Any] | str | None = None) 
 def regex_match(completion: str, pattern: str | None = None, *, whole: bool = False, timeout_s: float = 1.0) -> float:
     """1 if the pattern (a column or a param) is found, or with `whole` matches all of it (surrounding space aside)."""
     if pattern is None:
-        raise RewardError("regex_match needs a pattern: the column `pattern`, or params: {pattern: ...}")
+        raise ConfigError("regex_match needs a pattern: the column `pattern`, or params: {pattern: ...}")
     regex = require("regex", extra="rewards", why="the reward 'regex_match'")
     try:
         compiled = regex.compile(pattern)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from aligntune.errors import RewardError
+from aligntune.errors import ConfigError, RewardError
 
 from .base import adversarial, bad, good, reward
 from .samples import Text, completion_text, prompt_text
@@ -137,7 +137,7 @@ def judge(
     sample (see `on_error`), never a number.
     """
     if base_url is None or model is None:
-        raise RewardError(
+        raise ConfigError(
             "judge needs params: {base_url: http://host:port/v1, model: name}, an OpenAI-compatible endpoint"
         )
     endpoint = Endpoint(base_url, model, api_key_env, temperature, max_tokens, timeout_s, retries)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from aligntune.errors import ModelError, RewardError
+from aligntune.errors import ConfigError, ModelError
 
 from .base import adversarial, bad, good, reward
 from .samples import Text, completion_text, conversation, prompt_text
@@ -212,7 +212,7 @@ def reward_model(
     Its numbers have no fixed range: `normalize` or `clip` them before they meet other rewards.
     """
     if model is None:
-        raise RewardError("reward_model needs params: {model: ...}, the folder or hub name of a reward model")
+        raise ConfigError("reward_model needs params: {model: ...}, the folder or hub name of a reward model")
     settings = {
         "label": label, "device": device, "batch_size": batch_size, "max_length": max_length,
         "quantization": quantization, "trust_remote_code": trust_remote_code,

@@ -6,7 +6,7 @@ import re
 from functools import cache
 from typing import Any
 
-from aligntune.errors import RewardError, require
+from aligntune.errors import ConfigError, require
 
 from .base import adversarial, bad, good, reward
 from .words import clamp, content_stems, fenced_blocks, sentences, words
@@ -33,7 +33,7 @@ def sentiment(completion: str, *, target: str = "positive") -> float:
     compound = float(_vader().polarity_scores(completion)["compound"])
     scores = {"positive": (compound + 1) / 2, "negative": (1 - compound) / 2, "neutral": 1 - abs(compound)}
     if target not in scores:
-        raise RewardError(f"sentiment: target={target!r}: choose one of {', '.join(scores)}")
+        raise ConfigError(f"sentiment: target={target!r}: choose one of {', '.join(scores)}")
     return clamp(scores[target])
 
 

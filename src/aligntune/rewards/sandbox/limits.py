@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 
-from aligntune.errors import RewardError
+from aligntune.errors import ConfigError
 
 LEVELS: dict[str, tuple[str, ...]] = {
     "strict": ("network", "writes", "processes", "reads"),
@@ -41,7 +41,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not value > 0:
-                raise RewardError(f"sandbox limit {name}={value}: it must be above 0")
+                raise ConfigError(f"sandbox limit {name}={value}: it must be above 0")
 
     def for_kernel(self, *, cpu: bool = True) -> dict[str, int]:
         """The limits that the child sets on itself; CPU seconds follow the wall clock."""
@@ -75,13 +75,13 @@ class Isolation:
         return "; ".join([", ".join(parts), f"held: {held}", *missing])
 
     def require(self, level: str) -> None:
-        """Raise `RewardError` when a guarantee of `level` does not hold here."""
+        """Raise `ConfigError` when a guarantee of `level` does not hold here."""
         if level not in LEVELS:
-            raise RewardError(f"isolation={level!r}: choose one of {', '.join(LEVELS)}")
+            raise ConfigError(f"isolation={level!r}: choose one of {', '.join(LEVELS)}")
         missing = [name for name in LEVELS[level] if not self.guarantees[name]]
         if missing:
             lines = "".join(f"\n  {name}: {MEANING[name]}" for name in missing)
-            raise RewardError(
+            raise ConfigError(
                 f"isolation={level!r} cannot be had on this machine. Not held:{lines}\n"
                 f"In force: {self}\nRun where the kernel offers seccomp and Landlock (Linux 5.13 or later), or accept "
                 f"less with isolation={_strongest(self)!r} if you trust the code that the model writes."

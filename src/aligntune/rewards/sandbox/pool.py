@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from tempfile import TemporaryFile
 from typing import IO, Any, Self, TypeVar
 
-from aligntune.errors import RewardError
+from aligntune.errors import AlignTuneError, ConfigError, RewardError
 
 from . import scratch
 from .guest import wire
@@ -31,7 +31,7 @@ class Sandbox:
     """Runs model-written Python where it can do no harm.
 
     `isolation` is the least that must hold ("strict", "standard", "minimal"; see `limits.LEVELS`): the strongest that
-    the kernel offers is always applied, and less than asked is a `RewardError` at construction. `workers` jobs run at
+    the kernel offers is always applied, and less than asked is a `ConfigError` at construction. `workers` jobs run at
     once (default: one a core). `preload` names modules that every job finds already imported. `without` leaves
     layers out ("seccomp", "landlock", "namespace"), which is how the tests reach the weaker levels.
     """
@@ -45,7 +45,7 @@ class Sandbox:
         without: Sequence[str] = (),
     ) -> None:
         if not hasattr(os, "fork"):
-            raise RewardError("the sandbox for code needs Linux or another Unix; run the training there")
+            raise ConfigError("the sandbox for code needs Linux or another Unix; run the training there")
         self.workers = workers or cores()
         self._make: Callable[[], Slot] = lambda: Slot(tuple(without), tuple(preload))
         self._slots: queue.LifoQueue[Slot | None] = queue.LifoQueue()
@@ -53,7 +53,7 @@ class Sandbox:
         try:
             self.isolation: Isolation = first.isolation()
             self.isolation.require(isolation)
-        except RewardError:
+        except AlignTuneError:
             first.close()
             raise
         for _ in range(self.workers - 1):
