@@ -183,10 +183,11 @@ def metrics_from_config(config: EvaluationConfig, *, has_references: bool = True
     for entry in chosen:
         if entry.encoder is not None:
             entry.encoder = replace(entry.encoder, name=getattr(config, entry.encoder.setting))
-    return chosen + _custom(config.custom_metrics or [])
+    return chosen + custom_metrics(config.custom_metrics or [])
 
 
-def _custom(addresses: Iterable[Any]) -> list[Metric]:
+def custom_metrics(addresses: Iterable[Any]) -> list[Metric]:
+    """The metrics that functions or their addresses name."""
     found = [find_function(address, "custom_metrics") for address in addresses]
     names = [getattr(function, "__name__", type(function).__name__) for function in found]
     return [Metric(name, function, "custom_metrics") for name, function in zip(names, found, strict=True)]

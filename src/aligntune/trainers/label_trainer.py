@@ -1,0 +1,56 @@
+"""The trainer of classifiers: one loss for both tasks, exact under any batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import Trainer
+
+from aligntune.trainers.evaluating import LanguageModelEvaluation
+
+
+class ClassificationTrainer(LanguageModelEvaluation, Trainer):
+    """Cross-entropy summed over the labels of a batch, divided by the number of labels in the whole optimiser batch.
+
+    An evaluation gives the probabilities of each text `[B, C]`, or the class of each token and its probability `[B, T]`;
+    its loss is the mean over all labels.
+    """
+
+    with_perplexity = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        labels = inputs["labels"]
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.float()
+        total = functional.cross_entropy(
+            logits.flatten(0, -2), labels.flatten(), reduction="sum", label_smoothing=self.args.label_smoothing_factor
+        )
+        count = (labels != -100).sum()
+        if not self.model.training:
+            self._sums = self._sums + torch.stack([total, total, count.to(total.dtype)]).detach().double()
+        number = torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch, device=total.device)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            number = number / self.accelerator.num_processes
+        loss = total / number.clamp(min=1)
+        return (loss, said(logits, labels)) if return_outputs else loss
+
+
+def said(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What an evaluation keeps of the logits."""
+    probabilities = logits.softmax(-1)
+    if labels.dim() == 1:
+        return {"probabilities": probabilities}
+    probability, guess = probabilities.max(-1)
+    return {"guess": guess, "probability": probability}
