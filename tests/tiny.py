@@ -12,7 +12,9 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-WORDS = "red green blue one two three cat dog bird sun moon star up down left right".split()
+WORDS = [
+    "red", "green", "blue", "one", "two", "three", "cat", "dog", "bird", "sun", "moon", "star", "up", "down", "left", "right",
+]  # fmt: skip
 
 
 def tokenizer(chat_template: str | None = CHATML) -> Any:
@@ -38,11 +40,11 @@ def model(seed: int = 0, **changes: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    settings = dict(
-        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=0, bos_token_id=None,
-        eos_token_id=2, attention_dropout=0.0,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True, "pad_token_id": 0, "bos_token_id": None,
+        "eos_token_id": 2, "attention_dropout": 0.0,
+    }  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**(settings | changes)))
 
 

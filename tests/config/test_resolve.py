@@ -195,7 +195,7 @@ def test_all_problems_are_reported_together_with_lines(tmp_path: Path) -> None:
 
 
 def test_a_setting_of_another_section_is_pointed_at() -> None:
-    with pytest.raises(ConfigError, match="say train.learning_rate"):
+    with pytest.raises(ConfigError, match=r"say train\.learning_rate"):
         resolve(BASE | {"model": {"name_or_path": "m", "learning_rate": 1.0}}, algorithm="sft")
 
 

@@ -89,7 +89,11 @@ def refusal(s: Any) -> str:
 
 def batch(s: Any) -> Any:
     trainer = s.build_trainer()
-    return {name: tuple(value.shape) for name, value in next(iter(trainer.get_train_dataloader())).items() if hasattr(value, "shape")}
+    return {
+        name: tuple(value.shape)
+        for name, value in next(iter(trainer.get_train_dataloader())).items()
+        if hasattr(value, "shape")
+    }
 
 
 def loss(s: Any) -> float:
@@ -102,7 +106,9 @@ def loss(s: Any) -> float:
 
 
 def metric_names(s: Any) -> Any:
-    return sorted(name for name in s.evaluate() if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second")))
+    return sorted(
+        name for name in s.evaluate() if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))
+    )
 
 
 def checkpoints(s: Any) -> Any:
@@ -292,13 +298,19 @@ TRL_ONLY = ("train.padding_free", "train.activation_offloading", "train.use_trl"
 """The native trainer never pads, and refuses to offload activations."""
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.path.startswith("train.") and case.path not in TRL_ONLY], ids=str)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.path.startswith("train.") and case.path not in TRL_ONLY], ids=str
+)
 def test_training_setting_acts_on_the_native_backend_too(case: Case, tmp_path: Path) -> None:
-    test_setting_acts(case, tmp_path, backend="native")
+    check(case, tmp_path, "native")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_setting_acts(case: Case, tmp_path: Path, backend: str = "auto") -> None:
+def test_setting_acts(case: Case, tmp_path: Path) -> None:
+    check(case, tmp_path, "auto")
+
+
+def check(case: Case, tmp_path: Path, backend: str) -> None:
     tiny.write_rows(FOLDER["root"] / "qa.jsonl", [{"question": "hi there", "answer": "lo"}] * 4)
     common = {
         "algorithm": "sft", "model.name_or_path": Here("model"), "model.precision": "fp32", "dataset.name": Here("chats.jsonl"),
@@ -331,7 +343,12 @@ def test_every_setting_has_a_case() -> None:
 
 def test_weights_of_a_mixture(tmp_path: Path) -> None:
     root = FOLDER["root"]
-    common = {"algorithm": "sft", "model.name_or_path": str(root / "model"), "model.precision": "fp32", "logging.output_dir": str(tmp_path)}
+    common = {
+        "algorithm": "sft",
+        "model.name_or_path": str(root / "model"),
+        "model.precision": "fp32",
+        "logging.output_dir": str(tmp_path),
+    }
     sizes = [
         len(session(common, {"datasets": [{"name": str(root / "chats.jsonl"), "weight": weight}, {"name": str(root / "eval.jsonl")}]}).train_rows)
         for weight in (1.0, 9.0)

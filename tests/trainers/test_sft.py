@@ -33,11 +33,11 @@ def files(tmp_path: Path) -> Path:
 
 
 def trainer(files: Path, **settings: Any) -> Any:
-    given: dict[str, Any] = dict(
-        model_name=files / "model", dataset_name=files / "train.jsonl", output_dir=files / "out", precision="fp32", batch_size=4,
-        learning_rate=3e-3, max_steps=6, log_interval=1, completion_only_loss=True, loggers="none",
-        evaluation={"max_new_tokens": 4, "compute_rouge": False, "compute_bleu": False},
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "model_name": files / "model", "dataset_name": files / "train.jsonl", "output_dir": files / "out", "precision": "fp32", "batch_size": 4,
+        "learning_rate": 3e-3, "max_steps": 6, "log_interval": 1, "completion_only_loss": True, "loggers": "none",
+        "evaluation": {"max_new_tokens": 4, "compute_rouge": False, "compute_bleu": False},
+    }  # fmt: skip
     return create_sft_trainer(**(given | settings))
 
 
@@ -248,7 +248,7 @@ def test_samples_before_and_after_are_written(files: Path) -> None:
     trainer(files).train()
     samples = [json.loads(line) for line in (files / "out" / "samples.jsonl").read_text().splitlines()]
     assert {row["step"] for row in samples} == {0, 6}
-    first = [row for row in samples if row["step"] == 0][0]
+    first = next(row for row in samples if row["step"] == 0)
     assert first["prompt"] == tiny.chats(1)[0]["messages"][:1]  # the answer is not in the prompt
     assert first["reference"] == tiny.chats(1)[0]["messages"][1]["content"]
 

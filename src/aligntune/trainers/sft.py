@@ -208,7 +208,7 @@ class SFTSession(Session):
         self.metrics = {name: value for name, value in trainer.evaluate().items() if isinstance(value, (int, float))}
         return self.metrics
 
-    def predict(self, inputs: Sequence[Any], *, max_new_tokens: int | None = None) -> list[str]:
+    def predict(self, inputs: Sequence[Any], *, max_new_tokens: int | None = None) -> list[str]:  # type: ignore[override]
         """Greedy answers. Each input is a text (a user message where the rows are chats), or a list of messages."""
         chats = any(not isinstance(question.prompt, str) for question in self.sample_questions)
         asked = [
@@ -222,7 +222,7 @@ class SFTSession(Session):
         return preview(self.train_rows, self.tokenizer, rows)
 
     def fingerprints(self) -> list[Mapping[str, Any]]:
-        found = []
+        found: list[Mapping[str, Any]] = []
         for role, source in [*(("train", source) for source in self.config.sources), ("eval", self.config.eval_source)]:
             if source is None:
                 continue
