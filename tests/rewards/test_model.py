@@ -83,7 +83,8 @@ def test_classifiers_need_a_label() -> None:
 
 def test_long_inputs_lose_their_beginning(reward_model_folder: Path) -> None:
     reward = load(str(reward_model_folder), device="cpu", max_length=6)
-    assert len(reward.encode("", "the cat sat on the red mat")["input_ids"]) == 6
+    alone = reward.tokenizer.convert_ids_to_tokens(reward.encode("", "the cat sat on the red mat")["input_ids"])
+    assert alone == ["[CLS]", "on", "the", "red", "mat", "[SEP]"]
     ids = reward.encode("the cat sat on the mat", "red dog")["input_ids"]
     words = reward.tokenizer.convert_ids_to_tokens(ids)
     assert words[0] == "[CLS]"

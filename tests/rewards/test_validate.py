@@ -40,6 +40,13 @@ def test_a_reward_that_likes_everything_fails() -> None:
     assert "100.0% of the answers of other rows score full marks too" in check.problem
 
 
+def test_an_answer_that_two_rows_share_is_not_wrong() -> None:
+    golds = ["#### 1"] * 9 + ["#### 2"]
+    (check,) = validate(RewardSet(["gsm8k"]), PROMPTS, golds, {"answer": golds})
+    assert check.passed
+    assert check.distributions["other row"].count <= 2
+
+
 def test_rewards_without_a_maximum_must_prefer_gold() -> None:
     def closeness(completion, answer):
         return -abs(len(completion) - len(answer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,6 +125,7 @@ EQUAL = [
     ("\\boxed{\\sqrt{8}}", "$2\\sqrt{2}$"), ("\\boxed{50\\%}", "50%"), ("\\boxed{(1,2)}", "$(1, 2)$"), ("Final answer: yes", "yes"),
 ]  # fmt: skip
 UNEQUAL = [
+    ("\\boxed{73}", "72"),
     ("\\boxed{71}", "72"), ("72 or 73", "72"), ("", "72"), ("\\boxed{x^2}", "$(x+1)^2$"), ("\\boxed{(2,1)}", "$(1, 2)$"),
     ("Final answer: no", "yes"), ("\\boxed{72", "73"), ("The answer is 1.234", "1234"), ("__import__('os').system('true')", "0"),
 ]  # fmt: skip
@@ -132,7 +134,7 @@ UNEQUAL = [
 def test_math_correctness() -> None:
     pytest.importorskip("math_verify")
     found = Caller(get("math_correctness"))(
-        Batch([""] * 20, [c for c, _ in EQUAL + UNEQUAL], {"answer": [a for _, a in EQUAL + UNEQUAL]})
+        Batch([""] * len(EQUAL + UNEQUAL), [c for c, _ in EQUAL + UNEQUAL], {"answer": [a for _, a in EQUAL + UNEQUAL]})
     )[0]
     assert found == [1.0] * len(EQUAL) + [0.0] * len(UNEQUAL)
 
@@ -233,6 +235,17 @@ def test_sql_compares_rows_not_text() -> None:
     wrong = ["SELECT COUNT(*), a FROM t GROUP BY a", "SELECT a FROM t", "", "PRAGMA table_info(t)", "ATTACH 'x.db' AS y", "SELECT 1; SELECT 2",
              "SELECT writefile('x', 'y')", "SELECT load_extension('x')", "SELECT zeroblob(900000000)", "INSERT INTO t VALUES (3, 'w') RETURNING a, 1"]  # fmt: skip
     assert score("sql_execution", *right, *wrong, schema=SCHEMA, answer=gold) == [1.0] * 2 + [0.0] * len(wrong)
+
+
+def test_sql_that_writes_scores_nothing_even_with_the_right_rows(tmp_path: Path) -> None:
+    writes = [
+        "INSERT INTO t VALUES (3, 'v') RETURNING a, b",
+        "UPDATE t SET a = 3, b = 'v' WHERE b = 'x' RETURNING a, b",
+    ]
+    assert score("sql_execution", *writes, schema=SCHEMA, answer="SELECT 3, 'v'") == [0.0, 0.0]
+    for attempt in (f"ATTACH '{tmp_path}/x.db' AS y", f"VACUUM INTO '{tmp_path}/x.db'"):
+        assert score("sql_execution", attempt, schema=SCHEMA, answer="SELECT 3") == [0.0]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sql_order_counts_when_the_reference_sorts() -> None:

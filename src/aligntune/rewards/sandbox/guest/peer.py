@@ -13,7 +13,6 @@ from typing import Any
 from . import wire
 
 CODE, TEST = "code", "test"
-NEVER_RAISED = (SystemExit, KeyboardInterrupt, GeneratorExit)
 
 
 class RemoteError(Exception):
@@ -95,8 +94,7 @@ class Peer:
             raise wire.ProtocolError("a frame that is neither a request nor an answer")
         for name in names:
             cls = self.exceptions.get(name) or getattr(builtins, str(name), None)
-            known = isinstance(cls, type) and issubclass(cls, Exception) and cls not in (Exception, *NEVER_RAISED)
-            if known:
+            if isinstance(cls, type) and issubclass(cls, Exception) and cls is not Exception:  # so never SystemExit
                 try:
                     return cls(*args)  # type: ignore[misc]
                 except TypeError:  # UnicodeDecodeError and the like want more than their message
