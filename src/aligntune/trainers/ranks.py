@@ -13,3 +13,8 @@ def rank() -> int:
 def is_main_process() -> bool:
     """True on the one process that writes files."""
     return rank() == 0
+
+
+def world_size() -> int:
+    """Number of processes of the run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -24,7 +24,7 @@ from aligntune.models.save import load_weights, push_folder, save_model
 from aligntune.reporting import Recorder, RunDirectory, provenance, recording
 from aligntune.trainers.callbacks import attach_recorder
 from aligntune.trainers.quiet import quiet_libraries
-from aligntune.trainers.ranks import is_main_process, rank
+from aligntune.trainers.ranks import is_main_process, rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class Session(ABC):
         self.directory = RunDirectory(self.config.logging.output_dir)
         self.recorder = Recorder()
         self._backend = backend
+        quiet_libraries()
 
     # What a user calls --------------------------------------------------------------------------------------------
 
@@ -97,8 +98,25 @@ class Session(ABC):
 
     def describe(self) -> str:
         """What would be trained: data, steps and the chosen backend, as text."""
-        reasons = "".join(f"\n  not {reason}" for reason in self.reasons)
-        return f"{self.config.algorithm.value} on backend {self.backend}{reasons}\nrows: {len(self.train_rows)}"
+        lines = [
+            f"{self.config.algorithm.value} on backend {self.backend}",
+            *(f"  not {reason}" for reason in self.reasons),
+        ]
+        held_out = "no evaluation data" if self.eval_rows is None else f"{_count(self.eval_rows)} evaluation rows"
+        lines.append(f"{_count(self.train_rows)} training rows, {held_out}")
+        steps = self.optimizer_steps()
+        lines.append(f"{steps if steps is not None else 'an unknown number of'} optimiser steps")
+        return "\n".join(lines)
+
+    def optimizer_steps(self) -> int | None:
+        """Steps of this run on as many processes as now; None when a stream does not tell."""
+        train = self.config.train
+        if train.max_steps is not None:
+            return int(train.max_steps)
+        if not hasattr(self.train_rows, "__len__"):
+            return None
+        batches = -(-len(self.train_rows) // (train.per_device_batch_size * world_size()))
+        return int(-(-batches // train.gradient_accumulation_steps) * (train.epochs or 1))
 
     # Parts, loaded when first used ----------------------------------------------------------------------------------
 
@@ -154,7 +172,6 @@ class Session(ABC):
         return self.directory.latest_checkpoint() if resume in (True, "auto") else Path(str(resume))
 
     def _run(self, checkpoint: Path | None) -> None:
-        quiet_libraries()
         self._write_config()
         for reason in self.reasons:
             self.recorder.note(f"backend {self.backend}: not {reason}")
@@ -221,6 +238,10 @@ class Session(ABC):
             "metrics": self.metrics,
             "backend": self.backend,
         }
+
+
+def _count(rows: Any) -> str:
+    return str(len(rows)) if hasattr(rows, "__len__") else "streamed"
 
 
 def _is_evaluation(entry: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from aligntune.data import (
     load_rows,
     mix,
     pack,
+    plain,
     preview,
     row_reader,
     rows_fingerprint,
@@ -220,6 +221,10 @@ class SFTSession(Session):
     def preview(self, rows: int = 3) -> list[list[Any]]:
         """Tokens of the first rows, each with whether it is trained."""
         return preview(self.train_rows, self.tokenizer, rows)
+
+    def describe(self) -> str:
+        first = plain(preview(self.train_rows, self.tokenizer, 1)[0])
+        return f"{super().describe()}\nfirst row, trained tokens in [[ ]]:\n{first}"
 
     def fingerprints(self) -> list[Mapping[str, Any]]:
         found: list[Mapping[str, Any]] = []
