@@ -69,6 +69,59 @@ def create_trainer(config: Source = None, *, overrides: Iterable[str] = (), **ar
     return _session(resolve(config, arguments=arguments, overrides=overrides))
 
 
+def evaluate(
+    model: str,
+    data: str,
+    *,
+    task: str | None = None,
+    metrics: Sequence[Any] | None = None,
+    limit: int | None = None,
+    overrides: Iterable[str] = (),
+    **settings: Any,
+) -> Any:
+    """Measure a saved model (run folder, model or adapter folder, hub name) on rows; returns metrics and predictions.
+
+    `task` is found from the model and the rows while unset: a task type, or "preference". `metrics` are names
+    (`perplexity`, `rouge`, `bleu`, ...; for classifiers `accuracy`, `f1`, ...) or functions. `limit` caps the rows.
+    `settings` and `overrides` are those of supervised fine-tuning: `split="test"`, `precision="fp32"`, `batch_size=16`.
+
+        found = evaluate("output/model", "test.jsonl")
+        found.metrics["perplexity"]; found.write_predictions("predictions.jsonl")
+    """
+    from aligntune.evaluation.saved import evaluate_saved
+    from aligntune.trainers.quiet import quiet_libraries
+
+    quiet_libraries()
+    run = evaluation_run(model, data, task=task, limit=limit, overrides=overrides, **settings)
+    return evaluate_saved(run, task=task, metrics=metrics)
+
+
+def evaluate_harness(
+    model: str, tasks: Sequence[str], *, limit: int | None = None, overrides: Iterable[str] = (), **settings: Any
+) -> Any:
+    """Public benchmarks of lm-evaluation-harness (extra `harness`) on a saved model; `limit` rows of each task."""
+    from aligntune.evaluation.harness import run_harness
+    from aligntune.evaluation.saved_base import load_for_evaluation
+    from aligntune.trainers.quiet import quiet_libraries
+
+    quiet_libraries()
+    run = evaluation_run(model, "harness", overrides=overrides, **settings)  # no rows of ours are read
+    loaded, tokenizer, _ = load_for_evaluation(run)
+    batch, seed = run.train.per_device_batch_size, run.train.seed
+    return run_harness(loaded, tokenizer, tasks, batch_size=batch, limit=limit, seed=seed)
+
+
+def evaluation_run(
+    model: str, data: str, *, task: str | None = None, limit: int | None = None, overrides: Iterable[str] = (), **settings: Any
+) -> Any:  # fmt: skip
+    """The config of an evaluation: of the model, the rows and how they are read. Raises `ConfigError`."""
+    from aligntune.evaluation.saved import PREFERENCE, evaluation_defaults, model_folder
+
+    given = _given(model_folder(model), data, None, settings)
+    tree = evaluation_defaults(model_folder(model), None if task == PREFERENCE else task, limit)
+    return resolve(tree, arguments=given, overrides=overrides, algorithm="sft").config
+
+
 def _given(model_name: Any, dataset_name: Any, backend: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     arguments = dict(settings)
     if model_name is not None:

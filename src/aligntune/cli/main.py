@@ -32,12 +32,13 @@ def main() -> None:
 
 
 def _register() -> None:
-    from aligntune.cli import config, data, models, train
+    from aligntune.cli import config, data, evaluate, models, train
 
     train.add_to(app)
     config.add_to(app)
     data.add_to(app)
     models.add_to(app)
+    evaluate.add_to(app)
 
 
 if __name__ == "__main__":

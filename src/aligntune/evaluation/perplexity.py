@@ -77,10 +77,31 @@ def evaluate_loss(
     with _evaluating(model), torch.no_grad():
         for start in range(0, len(rows), batch_size):
             batch = [rows[at] for at in range(start, min(start + batch_size, len(rows)))]
-            total += _packed_loss(model, batch) if packed else _padded_loss(model, batch)
+            total += sum(_split_loss(model, batch), TokenLoss()) if packed else _padded_loss(model, batch)
     if not total.tokens:
         raise DataError("no token of the evaluation rows has a label: there is nothing to take the perplexity of")
     return total
+
+
+def row_losses(model: Any, rows: Sequence[Mapping[str, Sequence[int]]], *, batch_size: int = 8) -> list[TokenLoss]:
+    """The loss of each row by itself, in their order. Like lengths go together, without padding."""
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at]["input_ids"]))
+    found = [TokenLoss()] * len(rows)
+    with _evaluating(model), torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            for at, loss in zip(chosen, _split_loss(model, [rows[at] for at in chosen]), strict=True):
+                found[at] = loss
+    return found
+
+
+def _split_loss(model: Any, rows: Sequence[Mapping[str, Sequence[int]]]) -> list[TokenLoss]:
+    trained = [[label != IGNORED for label in row["labels"]] for row in rows]
+    packed = PackedRows.build([list(row["input_ids"]) for row in rows], trained, _device(model))
+    if not sum(packed.counts):
+        return [TokenLoss()] * len(rows)
+    parts = packed_loss(model, packed, reduction="none").double().split(list(packed.counts))
+    return [TokenLoss(float(part.sum()), len(part)) for part in parts]
 
 
 def _padded_loss(model: Any, rows: Sequence[Mapping[str, Sequence[int]]]) -> TokenLoss:
@@ -94,13 +115,6 @@ def _padded_loss(model: Any, rows: Sequence[Mapping[str, Sequence[int]]]) -> Tok
     mask = (torch.arange(width, device=_device(model)) < lengths[:, None]).long()
     output = model(input_ids=padded("input_ids", 0), attention_mask=mask, use_cache=False)
     return token_loss(output.logits, padded("labels", IGNORED))
-
-
-def _packed_loss(model: Any, rows: Sequence[Mapping[str, Sequence[int]]]) -> TokenLoss:
-    trained = [[label != IGNORED for label in row["labels"]] for row in rows]
-    packed = PackedRows.build([list(row["input_ids"]) for row in rows], trained, _device(model))
-    tokens = sum(packed.counts)
-    return TokenLoss(float(packed_loss(model, packed, reduction="none").double().sum()) if tokens else 0.0, tokens)
 
 
 def _device(model: Any) -> torch.device:

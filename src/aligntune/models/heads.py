@@ -69,6 +69,8 @@ def longest_input(name: str, tokenizer: Any, wanted: int) -> int:
     """Tokens that the model `name` can read: `wanted`, or what its positions and its tokenizer allow."""
     config = model_config(adapter_base(name) or name).get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or wanted
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= (config.pad_token_id or 0) + 1  # their positions begin after the padding id
     return int(min(wanted, positions, tokenizer.model_max_length))
 
 

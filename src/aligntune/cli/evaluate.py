@@ -1,0 +1,80 @@
+"""`eval`: how good is a saved model on these rows, or on public benchmarks?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aligntune.cli.overrides import TAKES_OVERRIDES
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("eval", context_settings=TAKES_OVERRIDES)(evaluate)
+
+
+def evaluate(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="Folder of a run, a model or an adapter; or a hub name.")],
+    data: Annotated[
+        str | None, typer.Argument(help="File, folder or hub dataset. Settings may follow: section.name=value.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="A task type, or 'preference'; unset, found from the model and the rows.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Names or module:function addresses, separated by commas.", metavar="NAMES")
+    ] = None,
+    harness: Annotated[
+        str | None, typer.Option(help="Tasks of lm-evaluation-harness, separated by commas.", metavar="TASKS")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most this many rows (of each harness task).", min=1)] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the predictions, one JSON object a line.")] = None,
+) -> None:
+    """Measure a model on rows of any format, and write every prediction."""
+    from aligntune import api
+    from aligntune.errors import ConfigError
+
+    overrides = list(ctx.args)
+    if data is not None and "=" in data and not Path(data).exists():
+        data, overrides = None, [data, *overrides]
+    if data is None and harness is None:
+        raise ConfigError("eval: name the rows to measure on (a file, folder or hub dataset), or --harness TASKS")
+    if data is not None:
+        found = api.evaluate(model, data, task=task, metrics=_names(metrics), limit=limit, overrides=overrides)
+        path = found.write_predictions(output or Path("predictions.jsonl"))
+        summary = {"model": model, "data": data, "task": found.task, "rows": len(found.predictions), "metrics": found.metrics}  # fmt: skip
+        path.with_suffix(".metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        _show(f"{found.task}: {len(found.predictions)} rows", found.metrics, found.tables)
+        print(f"predictions: {path}\nmetrics:     {path.with_suffix('.metrics.json')}")
+    if harness is not None:
+        report = api.evaluate_harness(model, _names(harness) or [], limit=limit, overrides=overrides)
+        _show("lm-evaluation-harness", report.metrics, [], report.errors)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _show(title: str, metrics: dict[str, float], tables: list[Any], errors: dict[str, float] | None = None) -> None:
+    from rich.console import Console
+
+    console = Console()
+    columns = ["metric", "value", *(["standard error"] if errors is not None else [])]
+    rows = [[name, value, *([errors.get(name, "")] if errors is not None else [])] for name, value in metrics.items()]
+    for heading, names, lines in [(title, columns, rows), *tables]:
+        console.print(f"\n{heading}", style="bold", highlight=False)
+        console.print(_table(names, lines))
+
+
+def _table(columns: list[str], rows: list[list[Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table()
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="left" if place == 0 else "right")
+    for row in rows:
+        table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
+    return table
