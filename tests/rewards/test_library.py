@@ -124,7 +124,7 @@ FRAGMENTS = [
 
 
 @pytest.mark.parametrize("name", sorted(set(BUILT_IN) - SLOW))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join))
 def test_fragments_in_any_order_are_scored(name: str, completion: str) -> None:
     if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
