@@ -14,7 +14,7 @@ class RewardConfig(Section):
 
     type: Function | str
     """Name of a built-in reward (`aligntune reward list`), a callable, `module:function`, or `file.py:function`."""
-    weight: float = 1.0
+    weight: Weight = 1.0
     """Factor of this reward in the sum."""
     params: Settings = {}
     """Keyword arguments of the reward function."""

@@ -307,7 +307,7 @@ class TrainingConfig(Section):
     """Completions that did not end carry no loss."""
     scale_rewards: Annotated[str, OneOf("group", "batch", "none")] = "group"
     """Advantages divided by the standard deviation of their group, of the batch, or not at all. Dr. GRPO: none while unset."""
-    reward_weights: list[float] | None = None
+    reward_weights: list[Weight] | None = None
     """One weight per reward function."""
     enable_thinking: bool = False
     """Passed to chat templates that take it (Qwen3)."""
