@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +36,12 @@ def _rl(config: RLRunConfig) -> Iterator[tuple[Path, Any, str]]:
     train, algorithm = config.train, config.algorithm
     if train.epochs is None and train.max_steps is None:
         yield ("train", "epochs"), 1, "epochs and max_steps are both unset"
-    if config.algorithm is A.DPO:
+    if config.schedule.keep_best and train.metric_for_best_model is None:
+        metric = "eval_rewards/accuracies" if algorithm is A.DPO else "eval_reward"
+        yield ("train", "metric_for_best_model"), metric, "the algorithm's own measure"
+        if not train.is_set("greater_is_better"):
+            yield ("train", "greater_is_better"), True, f"more is better for {metric}"
+    if algorithm is A.DPO:
         return
     if algorithm is A.PPO and not train.is_set("max_completion_length"):
         yield ("train", "max_completion_length"), train.response_length, "response_length of PPO"
@@ -49,6 +55,11 @@ def _group_relative(config: RLRunConfig) -> Iterator[tuple[Path, Any, str]]:
         batch = train.per_device_batch_size
         why = "per_device_batch_size" if batch >= 2 else "per_device_batch_size is below 2"
         yield ("train", "num_generations"), batch if batch >= 2 else 8, why
+    group = train.num_generations or (train.per_device_batch_size if train.per_device_batch_size >= 2 else 8)
+    step = train.per_device_batch_size * train.gradient_accumulation_steps
+    if step % group and not (train.is_set("gradient_accumulation_steps") or train.is_set("rollout_batch_size")):
+        fitting = group // math.gcd(train.per_device_batch_size, group)
+        yield ("train", "gradient_accumulation_steps"), fitting, f"a step holds whole groups of {group} completions"
     if not train.is_set("kl_estimator"):
         yield ("train", "kl_estimator"), "k3", "k1 has zero expected gradient in a loss"
     if train.num_ppo_epochs is None:
@@ -125,8 +136,23 @@ def _rl_contradictions(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
         yield ("rewards",), "is empty and there is no reward model: give reward_functions, rewards or reward_model_name"
     if config.algorithm is A.DPO and config.rewards:
         yield ("rewards",), "DPO learns from preference pairs; it uses no reward functions"
+    if model.is_set("use_logits_to_keep") and not model.use_logits_to_keep:
+        yield ("model", "use_logits_to_keep"), "cannot be turned off: logits are only ever computed where they are needed"
+    if train.is_set("vllm_gpu_memory_utilization") and not train.fast_inference:
+        yield ("train", "vllm_gpu_memory_utilization"), "needs fast_inference: true"
+    if train.ref_model_sync_steps and train.is_set("ref_model_sync_steps") and not train.sync_ref_model:
+        yield ("train", "ref_model_sync_steps"), "needs sync_ref_model: true"
+    if train.is_set("ref_model_mixup_alpha") and not train.sync_ref_model:
+        yield ("train", "ref_model_mixup_alpha"), "needs sync_ref_model: true"
+    if config.algorithm is not A.DPO and train.sync_ref_model and not _has_reference(config):
+        yield ("train", "sync_ref_model"), "needs a reference: kl_coef is 0"
     if train.reward_weights is not None and len(train.reward_weights) != len(config.rewards):
         yield (
             ("train", "reward_weights"),
             f"has {len(train.reward_weights)} entries for {len(config.rewards)} reward functions",
         )
+
+
+def _has_reference(config: RLRunConfig) -> bool:
+    """Whether an online run compares with a reference."""
+    return config.train.kl_coef > 0 or getattr(config.train, "mirror_coefficient", 0.0) > 0
