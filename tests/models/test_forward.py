@@ -124,10 +124,11 @@ def test_entropy_is_that_of_the_tempered_distribution():
     torch.testing.assert_close(packed_log_probs(model, rows, temperature=0.5, entropy=True).entropy[0], want)
 
 
-def test_the_head_never_sees_all_tokens():
-    model = build("llama")
-    model.lm_head.register_forward_hook(lambda *_: pytest.fail("the head ran on all tokens"))
+def test_the_head_sees_the_trained_tokens_only():
+    model, seen = build("llama"), []
+    model.lm_head.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     packed_log_probs(model, PackedRows.from_completions(PROMPTS, COMPLETIONS))
+    assert seen == [sum(map(len, COMPLETIONS))]
 
 
 def test_lora_on_the_trunk_with_gradient_checkpointing():

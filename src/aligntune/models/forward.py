@@ -7,6 +7,7 @@ adapters lie in the trunk, in training and evaluation, with gradient checkpointi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from aligntune.errors import ModelError
 from aligntune.models.kernels.attention import PACKED_SDPA, VARLEN
 from aligntune.models.kernels.linear_loss import LogProbs, head_logits, linear_cross_entropy, linear_log_probs
 from aligntune.models.packed import PackedRows
+from aligntune.models.wrapped import run_as_forward
 
 FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 """Transformers' own implementations that take document boundaries as arguments, as ours do; the others read the
@@ -56,10 +58,13 @@ def packed_log_probs(
     chunk_tokens: int | None = None,
 ) -> LogProbs:
     """Log-probabilities `[M]` of the trained tokens of `rows`; `rows.padded` lays them out as `[B, L]`."""
-    hidden = trunk_hidden(model, rows)[rows.predictors]
-    head = model_head(model)
     wanted = {"entropy": entropy, "entropy_grad": entropy_grad, "collision": collision, "chunk_tokens": chunk_tokens}
-    return linear_log_probs(hidden, head.weight, rows.targets, **head.arguments(temperature), **wanted)
+
+    def from_head(hidden: Tensor) -> LogProbs:
+        head = model_head(model)
+        return linear_log_probs(hidden, head.weight, rows.targets, **head.arguments(temperature), **wanted)
+
+    return LogProbs(*_through_model(model, rows, from_head))
 
 
 def packed_loss(
@@ -71,10 +76,27 @@ def packed_loss(
     chunk_tokens: int | None = None,
 ) -> Tensor:
     """Cross-entropy of the trained tokens of `rows`: a scalar, or `[M]` for "none"."""
-    hidden = trunk_hidden(model, rows)[rows.predictors]
-    head = model_head(model)
     options: dict[str, Any] = {"label_smoothing": label_smoothing, "reduction": reduction, "chunk_tokens": chunk_tokens}
-    return linear_cross_entropy(hidden, head.weight, rows.targets, **head.arguments(), **options)
+
+    def from_head(hidden: Tensor) -> Tensor:
+        head = model_head(model)
+        return linear_cross_entropy(hidden, head.weight, rows.targets, **head.arguments(), **options)
+
+    return _through_model(model, rows, from_head)
+
+
+def _through_model(model: nn.Module, rows: PackedRows, from_head: Callable[[Tensor], Any]) -> Any:
+    """`from_head` of the hidden states that predict trained tokens, as one call of the model and one of its head.
+
+    The calls keep parallel wrappers in step: gradients are reduced, and sharded weights are whole where they are read.
+    """
+    layer = causal_model(model).get_output_embeddings()
+
+    def compute(_: Tensor) -> Any:
+        hidden = trunk_hidden(model, rows)[rows.predictors]
+        return from_head(hidden) if layer is None else run_as_forward(layer, from_head, hidden)
+
+    return run_as_forward(model, compute, rows.input_ids)
 
 
 def trunk_hidden(model: nn.Module, rows: PackedRows) -> Tensor:

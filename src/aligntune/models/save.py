@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from aligntune.errors import ModelError
 
+logger = logging.getLogger(__name__)
+
 
 def save_model(
     model: Any,
@@ -20,14 +23,26 @@ def save_model(
     *,
     merge: bool = False,
     card: Mapping[str, Any] | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write `model` (a PEFT model: its adapter, or with `merge` the merged weights) and all that generation needs."""
+    """Write `model` (a PEFT model: its adapter, or with `merge` the merged weights) and all that generation needs.
+
+    `state`: the gathered weights of a model that is sharded over processes; it cannot be merged in place.
+
+    An adapter that was trained on top of another, merged, adapter is always written merged: its base is in no folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    below = getattr(model, "merged_adapter", None)
+    if below is not None and hasattr(model, "peft_config") and not merge:
+        logger.info("the adapter was trained on top of %s, so the model is written with both merged in", below)
+        merge = True
     set_generation_tokens(model, tokenizer)
     if merge and hasattr(model, "peft_config"):
+        if state is not None:
+            raise ModelError("a model that is sharded over processes cannot be merged: save its adapter, then aligntune export")
         merged(model).save_pretrained(folder)
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **({} if state is None else {"state_dict": dict(state)}))
         if hasattr(model, "peft_config") and getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

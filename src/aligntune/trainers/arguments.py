@@ -68,6 +68,7 @@ def training_arguments(
         "dataloader_pin_memory": device().type == "cuda",
         "use_liger_kernel": train.use_liger_kernel,
         "save_only_model": False,
+        "ddp_find_unused_parameters": False,
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the names that all supported versions know are the older ones

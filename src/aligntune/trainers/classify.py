@@ -250,11 +250,10 @@ class ClassificationSession(Session):
     def describe(self) -> str:
         return f"{super().describe()}\nclasses: {', '.join(self.labels.names)}"
 
-    def save_model(self, path: str | Path | None = None, *, merge: bool = False) -> Path:
-        folder = super().save_model(path, merge=merge)
+    def write_model(self, folder: Path, state: Any = None, *, merge: bool = False) -> None:
+        super().write_model(folder, state, merge=merge)
         if hasattr(self.model, "peft_config") and not merge:
             write_head(folder, SavedHead(self.task, tuple(self.labels.names)))
-        return folder
 
     def fingerprints(self) -> list[Mapping[str, Any]]:
         parts = [("train", source, rows) for source, rows in zip(self.config.sources, self._sources, strict=True)]

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from datasets import Dataset, concatenate_datasets
+
+from aligntune.data.masks import IGNORED
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -35,9 +38,15 @@ class LanguageModelEvaluation(_Base):
     def count_loss(self, model: Any, inputs: dict[str, Any], loss: torch.Tensor) -> None:
         """Add an evaluation batch's mean loss to the sums, by its number of trained tokens."""
         tokens = (inputs["labels"][..., 1:] != -100).sum()
-        total = loss.detach() * tokens
+        total = torch.where(tokens > 0, loss.detach() * tokens, 0.0)  # the mean of nothing is NaN
         nll = total if self.token_nll is None else self.token_nll(model, inputs)
         self._sums = self._sums + torch.stack([total, nll, tokens.to(total.dtype)]).double()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if self.args.world_size > 1:
+            rows = rows_without_repeats(rows, self.args.per_device_eval_batch_size * self.args.world_size)
+        return super().get_eval_dataloader(rows)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
@@ -50,3 +59,18 @@ class LanguageModelEvaluation(_Base):
         if self.quality is not None:
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.quality().items()})
         return output
+
+
+def rows_without_repeats(rows: Any, size: int) -> Any:
+    """`rows` filled up to whole batches of `size` (over all processes) with rows that carry no labels.
+
+    Several processes must do the same number of batches; accelerate repeats the first rows to get there, which would count
+    them twice. A stream is left as it is.
+    """
+    if not isinstance(rows, Dataset) or "labels" not in rows.column_names:
+        return rows
+    missing = -len(rows) % size
+    if not missing or not isinstance(rows[0]["labels"], (list, torch.Tensor)):
+        return rows
+    blank = rows.select([0] * missing).map(lambda row: {"labels": [IGNORED] * len(row["labels"])}, features=rows.features)
+    return concatenate_datasets([rows, blank])

@@ -23,6 +23,7 @@ from aligntune.models.precision import Precision, resolve_precision
 from aligntune.models.save import load_weights, push_folder, save_model
 from aligntune.reporting import Recorder, RunDirectory, provenance, recording
 from aligntune.trainers.callbacks import attach_recorder
+from aligntune.trainers.parallel import check_checkpoint, full_state, wait_for_all
 from aligntune.trainers.quiet import quiet_libraries
 from aligntune.trainers.ranks import is_main_process, rank, world_size
 
@@ -86,10 +87,13 @@ class Session(ABC):
         """Write the model with tokenizer, chat template, generation config and card; returns the folder.
 
         A LoRA run saves its adapter; `merge` writes full weights with the adapter added in. Unset, `path` is
-        `output_dir/model`.
+        `output_dir/model`. In a run of several processes each must call it; the main one writes.
         """
         folder = Path(path) if path is not None else self.directory.model
-        save_model(self.model, self.tokenizer, folder, merge=merge, card=self._card())
+        state = full_state(getattr(self, "trainer", None))
+        if is_main_process():
+            self.write_model(folder, state, merge=merge)
+        wait_for_all()
         return folder
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, merge: bool = False) -> str:
@@ -184,9 +188,15 @@ class Session(ABC):
         self._fit(trainer, checkpoint)
         self.metrics = self.final_metrics(trainer)
         self.after()
+        state = full_state(trainer)
         if is_main_process():
             with self.directory.staged("model") as folder:
-                self.save_model(folder)
+                self.write_model(folder, state)
+        wait_for_all()
+
+    def write_model(self, folder: Path, state: Any = None, *, merge: bool = False) -> None:
+        """Write the model to `folder`, on this process alone; `state`: the gathered weights of a sharded model."""
+        save_model(self.model, self.tokenizer, folder, merge=merge, card=self._card(), state=state)
 
     def _fit(self, trainer: Any, checkpoint: Path | None) -> None:
         """Train from the start or a checkpoint; one that already has all steps is only read (a Trainer would add a step)."""
@@ -195,6 +205,8 @@ class Session(ABC):
             load_weights(trainer.model, Path(state.best_model_checkpoint or checkpoint))
             trainer.state = state
         else:
+            if checkpoint is not None:
+                check_checkpoint(trainer, checkpoint)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
 
     def final_metrics(self, trainer: Any) -> dict[str, float]:

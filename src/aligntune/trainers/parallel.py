@@ -1,0 +1,67 @@
+"""What must a trainer do when a model is wrapped or split over processes? Autocast, gathering, waiting."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed, nn
+from torch.distributed.tensor import DTensor
+
+from aligntune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
+
+
+class AutocastLoss(_Base):
+    """Mixin for trainers that compute their loss from the model's parts: the run's precision holds for all of it.
+
+    accelerate puts autocast into the model's own forward pass, which such a loss does not use.
+    """
+
+    def compute_loss_context_manager(self) -> ExitStack:
+        stack = super().compute_loss_context_manager()
+        stack.enter_context(self.accelerator.autocast())
+        return stack
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether this process holds only a part of some weight (FSDP2, DeepSpeed ZeRO-3)."""
+    return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
+
+
+def full_state(trainer: Any) -> dict[str, torch.Tensor] | None:
+    """All weights of a sharded model, gathered to the main process's memory; None when the model is whole everywhere.
+
+    Every process must call it. On the others the result is empty or partial.
+    """
+    if trainer is None or not is_sharded(trainer.model):
+        return None
+    model = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
+    state: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(model)
+    return state
+
+
+def wait_for_all() -> None:
+    """Return when every process of the run has come here."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+
+
+def check_checkpoint(trainer: Any, checkpoint: Path) -> None:
+    """Raise `ConfigError` when the optimiser state in `checkpoint` was written under another way of splitting the model.
+
+    The number of processes may differ: whole states are saved, and cut again as this run needs them.
+    """
+    written = "FSDP" if (checkpoint / "optimizer.bin").exists() or any(checkpoint.glob("optimizer_*")) else "one copy per process"
+    now = "FSDP" if trainer.is_fsdp_enabled else "one copy per process"
+    if not trainer.is_deepspeed_enabled and written != now:
+        raise ConfigError(
+            f"{checkpoint} was written by a run with {written} of the model, and this run has {now}: "
+            "resume it under the same launch.strategy (the number of processes may differ)"
+        )
