@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from aligntune.config.applies import ONLINE
 from aligntune.config.enums import AlgorithmType
 from aligntune.config.resolve import Resolved, resolve
 from aligntune.errors import ConfigError
@@ -161,4 +162,8 @@ def session_class(resolved: Resolved) -> type[Any]:
         from aligntune.trainers.sft import SFTSession
 
         return SFTSession
+    if resolved.config.algorithm in ONLINE - {AlgorithmType.META_ES}:
+        from aligntune.trainers.online import OnlineSession
+
+        return OnlineSession
     raise ConfigError(f"algorithm: {resolved.config.algorithm.value} is not implemented yet")

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aligntune.backends.base import Run
+from aligntune.config import applies
+from aligntune.config.enums import AlgorithmType
 from aligntune.config.run import SFTRunConfig
 from aligntune.models.load import load_policy
 
 if TYPE_CHECKING:
     from aligntune.trainers.session import Session
+
+
+ONLINE = applies.ONLINE - {AlgorithmType.META_ES}
 
 
 class NativeBackend:
@@ -19,12 +24,16 @@ class NativeBackend:
     def can_run(self, run: Run) -> str | None:
         if isinstance(run, SFTRunConfig):
             return "does not offload activations" if run.train.activation_offloading else None
+        if run.algorithm in ONLINE:
+            return None
         return f"{run.algorithm.value} is not implemented on it yet"
 
     def load_policy(self, session: Session, **head: Any) -> Any:
         return load_policy(session.config.model, session.precision, seed=session.config.train.seed, **head)
 
-    def build_trainer(self, session: Session, callbacks: Sequence[Any]) -> Any:
+    def build_trainer(self, session: Any, callbacks: Sequence[Any]) -> Any:
+        if session.config.algorithm in ONLINE:
+            return session.native_trainer(callbacks)
         from aligntune.trainers.sft import native_sft_trainer
 
         return native_sft_trainer(session, callbacks)
