@@ -86,7 +86,10 @@ class OnlineSession(Session):
     @cached_property
     def engine(self) -> Any:
         train = self.config.train
-        engine, why = select_engine(self.model, self.sampling.generation_kwargs)
+        vllm = {"gpu_memory_utilization": train.vllm_gpu_memory_utilization} if train.fast_inference else {}
+        engine, why = select_engine(
+            self.model, "vllm" if train.fast_inference else "auto", self.sampling, weights_dir=self.directory.path / "vllm", **vllm
+        )
         self.recorder.note(f"rollouts by engine {engine.name} ({why})")
         if train.top_p < 1:
             self.recorder.note(

@@ -382,7 +382,7 @@ class _KeepsRollouts(TrainerCallback):
 
 
 class _CriticGradients(TrainerCallback):
-    """The critic is outside the policy's wrapper: its gradients are averaged and clipped here."""
+    """The critic is outside the policy's wrapper: its gradients are averaged, clipped and cleared here."""
 
     def __init__(self, trainer: OnlineTrainer) -> None:
         self.trainer = trainer
@@ -393,6 +393,10 @@ class _CriticGradients(TrainerCallback):
         critic.synchronise(self.trainer.accelerator.num_processes)
         if args.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(critic.parameters(), args.max_grad_norm)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.trainer.critic is not None
+        self.trainer.critic.zero_grad()
 
 
 def _wide(values: Tensor, width: int) -> Tensor:
