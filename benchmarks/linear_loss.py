@@ -54,24 +54,28 @@ def main() -> None:
         "plain cross-entropy": lambda: backward(F.cross_entropy((hidden @ weight.T).float(), labels)),
         "plain log-probs": lambda: backward(plain_log_probs()),
     }
-    wide = linear_loss.head_logits
+    for dtype in ("float32", "bfloat16"):
+        for mib in (512, 1024):
 
-    def narrow(hidden, weight, bias):
-        return torch.mm(hidden, weight.t())
+            def set_chunk(mib=mib) -> None:
+                linear_loss.CHUNK_BYTES["cuda"] = mib * 2**20
 
-    for logits_name, logits in (("float32", wide), ("bfloat16", narrow)):
-        for mib in (256, 512, 1024, 2048):
+            def cross_entropy(set_chunk=set_chunk, wide=dtype == "float32") -> None:
+                set_chunk()
+                backward(linear_cross_entropy(hidden, weight, labels, float32_logits=wide))
 
-            def cross_entropy(mib=mib, logits=logits) -> None:
-                linear_loss.head_logits, linear_loss.CHUNK_BYTES["cuda"] = logits, mib * 2**20
-                backward(linear_cross_entropy(hidden, weight, labels))
+            def log_probs(set_chunk=set_chunk, wide=dtype == "float32") -> None:
+                set_chunk()
+                backward(linear_log_probs(hidden, weight, labels, float32_logits=wide).log_probs.sum())
 
-            def log_probs(mib=mib, logits=logits) -> None:
-                linear_loss.head_logits, linear_loss.CHUNK_BYTES["cuda"] = logits, mib * 2**20
-                backward(linear_log_probs(hidden, weight, labels).log_probs.sum())
+            def no_grad(set_chunk=set_chunk, wide=dtype == "float32") -> None:
+                set_chunk()
+                with torch.no_grad():
+                    linear_log_probs(hidden, weight, labels, entropy=True, float32_logits=wide)
 
-            arms[f"cross-entropy, {logits_name} logits, {mib} MiB"] = cross_entropy
-            arms[f"log-probs, {logits_name} logits, {mib} MiB"] = log_probs
+            arms[f"cross-entropy, {dtype} logits, {mib} MiB"] = cross_entropy
+            arms[f"log-probs, {dtype} logits, {mib} MiB"] = log_probs
+            arms[f"log-probs and entropy without gradient, {dtype} logits, {mib} MiB"] = no_grad
     for name, function in arms.items():
         milliseconds, peak = measure(function)
         report(

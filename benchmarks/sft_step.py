@@ -1,7 +1,8 @@
 """Tokens a second of a full fine-tuning step: python benchmarks/sft_step.py SHAPE STEPS ARM [ARM ...] [--out FILE].
 
 An ARM is joined from: sdpa | varlen (attention), compile (decoder layers), gc (gradient checkpointing), micro8k (two
-micro-batches of 8,192 tokens for one of 16,384), plain (the model's own logits and loss for the chunked head).
+micro-batches of 8,192 tokens for one of 16,384), plain (the model's own logits and loss for the chunked head), lora
+(rank 16 on all projections), thrifty (compiled layers keep the results of matrix products and attention only).
 Weights bfloat16, fused AdamW in bfloat16, packed rows of 16,384 tokens an optimiser step, real tokens counted.
 """
 
@@ -12,6 +13,7 @@ import gc
 import time
 
 import torch
+from peft import LoraConfig, get_peft_model
 from shapes import PEAK_FLOPS, SHAPES, build_model, packed_batches, peak_gib, report
 
 from aligntune.models.forward import packed_loss, trunk_hidden
@@ -36,9 +38,18 @@ def run(shape: str, steps: int, arm: str, out: str | None, profile: bool) -> Non
     model = build_model(shape, device, implementation).train()
     if "gc" in arm:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if "lora" in arm:
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets)
+        get_peft_model(
+            model, config, autocast_adapter_dtype=False
+        )  # in place: the layers of `model` carry the adapters
+        if "gc" in arm:
+            model.enable_input_require_grads()
     if "compile" in arm:
-        compile_layers(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device == "cuda")
+        torch._dynamo.reset()
+        compile_layers(model, save="matmuls" if "thrifty" in arm else "all")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=device == "cuda")
     micro = 2 if "micro8k" in arm else 1
     batches = packed_batches(steps * micro, 16_384 // micro if device == "cuda" else 4096, SHAPES[shape]["vocab_size"])
     ready = [PackedRows.build(rows, [[True] * len(row) for row in rows], device) for rows in batches]

@@ -67,8 +67,9 @@ def report(out: str | None, **row) -> None:
     """Print a result, and append it to a JSON-lines file with the versions and the command."""
     print("RESULT", json.dumps(row), flush=True)
     if out:
+        command = " ".join(["python", *sys.argv]).replace(f" --out {out}", "")
         with Path(out).open("a") as file:
-            file.write(json.dumps({**row, **versions(), "command": " ".join(["python", *sys.argv])}) + "\n")
+            file.write(json.dumps({**row, **versions(), "command": command}) + "\n")
 
 
 def peak_gib() -> float | None:

@@ -68,7 +68,7 @@ def test_sampled_log_probs_while_rows_finish(compiled):
     first = engine.generate(PROMPTS, params)
     assert len({len(row) for row in first.completion_ids}) > 10
     largest, mean = difference(model, first, 6, 0.8)
-    assert mean < 0.02
+    assert mean < 0.06
     assert largest < 0.5
     again = engine.generate(PROMPTS, params)  # all graphs captured by now
     same = sum(a == b for a, b in zip(first.completion_ids, again.completion_ids, strict=True))
@@ -135,7 +135,7 @@ def test_a_trained_and_compiled_model_rolls_out_in_between():
     for _ in range(2):
         rollouts = engine.generate(PROMPTS, SamplingParams(max_new_tokens=30, seed=0))
         largest, mean = difference(model, rollouts)
-        assert mean < 0.02
+        assert mean < 0.06
         assert largest < 0.5
         packed_loss(model, PackedRows.from_completions(PROMPTS, rollouts.completion_ids, "cuda")).backward()
         optimizer.step()

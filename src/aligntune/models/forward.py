@@ -58,7 +58,12 @@ def packed_log_probs(
     chunk_tokens: int | None = None,
 ) -> LogProbs:
     """Log-probabilities `[M]` of the trained tokens of `rows`; `rows.padded` lays them out as `[B, L]`."""
-    wanted = {"entropy": entropy, "entropy_grad": entropy_grad, "collision": collision, "chunk_tokens": chunk_tokens}
+    wanted: dict[str, Any] = {
+        "entropy": entropy,
+        "entropy_grad": entropy_grad,
+        "collision": collision,
+        "chunk_tokens": chunk_tokens,
+    }
 
     def from_head(hidden: Tensor) -> LogProbs:
         head = model_head(model)

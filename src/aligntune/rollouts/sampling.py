@@ -7,6 +7,8 @@ Shapes: B rows, V vocabulary.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,7 @@ def reshaped(logits: Tensor, params: SamplingParams, seen: Tensor | None = None)
         scores = _top_p(scores, params.top_p)
     if params.min_p > 0:
         log_p = scores.log_softmax(-1)
-        floor = log_p.amax(-1, keepdim=True) + torch.tensor(params.min_p, device=scores.device).log()
+        floor = log_p.amax(-1, keepdim=True) + math.log(params.min_p)
         scores = scores.masked_fill(log_p < floor, -torch.inf)
     return scores
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch import nn
 
 from aligntune.models.kernels.compile import decoding_layers
 from aligntune.rollouts.decode_state import DecodeState
@@ -63,7 +62,7 @@ class StepGraphs:
         return graph
 
 
-def _fingerprint(causal: nn.Module) -> Hashable:
+def _fingerprint(causal: Any) -> Hashable:
     """Storage of every parameter, and which adapters act."""
     adapters = [
         (tuple(module.active_adapters), module.disable_adapters, module.merged)

@@ -21,32 +21,41 @@ SHAPE = {
 }
 
 
+CACHES = (kernels._compiled_for_training, kernels._compiled_for_thrift, kernels._compiled_for_decoding)
+
+
 @pytest.fixture
 def compilations(monkeypatch):
     """Compile without generating code, and count how often."""
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     plain_compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **k: plain_compile(f, backend=counter, **k))
-    kernels._compiled_for_training.cache_clear()
-    kernels._compiled_for_decoding.cache_clear()
+    for compiled in CACHES:
+        compiled.cache_clear()
     yield counter
-    kernels._compiled_for_training.cache_clear()
-    kernels._compiled_for_decoding.cache_clear()
+    for compiled in CACHES:
+        compiled.cache_clear()
 
 
-def test_one_compilation_for_all_layers_and_shapes(compilations):
+@pytest.mark.parametrize("save", ["all", "matmuls"])
+def test_one_compilation_for_all_layers_and_shapes(compilations, save):
     torch.manual_seed(0)
     name, _ = resolve_attention("sdpa", "cpu")
     model = AutoModelForCausalLM.from_config(Qwen2Config(**SHAPE, vocab_size=61), attn_implementation=name)
     batches = [[[3, 4, 5, 6], [7, 8]], [[3, 4, 5], [6, 7, 8, 9, 10], [11, 12]], [[5] * 9]]
     rows = [PackedRows.build(batch, [[True] * len(row) for row in batch]) for batch in batches]
     want = [packed_loss(model, r).item() for r in rows]
-    assert kernels.compile_layers(model) == 4
+    want_grads = torch.autograd.grad(packed_loss(model, rows[1]), list(model.parameters()))
+    assert kernels.compile_layers(model, save=save) == 4
     got = [packed_loss(model, r).item() for r in rows]
     assert got == pytest.approx(want, rel=1e-5)
+    for a, b in zip(
+        torch.autograd.grad(packed_loss(model, rows[1]), list(model.parameters())), want_grads, strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     frames = compilations.frame_count
-    assert frames <= 2  # with a packed mask, and without
+    assert frames <= 3  # with a packed mask and without, and a shape that had to be told apart: not 4 layers x 3 shapes
     rollouts = GraphEngine(model).generate([[3, 4]], SamplingParams(max_new_tokens=3, temperature=0))
     assert len(rollouts.completion_ids[0]) == 3
     assert compilations.frame_count == frames  # rollouts run the plain layers

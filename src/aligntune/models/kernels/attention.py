@@ -121,16 +121,16 @@ def _forward_with(core: Core) -> Callable[..., tuple[Tensor, None]]:
                     f"this model's attention uses {name}, which needs attn_implementation 'eager' or flash attention"
                 )
         batch, _, length, _ = query.shape
-        packed = cu_seq_lens_q is not None and max_length_q is not None
+        documents = None
+        if cu_seq_lens_q is not None and max_length_q is not None:
+            documents = Documents(cu_seq_lens_q, int(max_length_q))
         plain = key.shape[2] != length or not (getattr(module, "is_causal", True) if is_causal is None else is_causal)
-        if not packed and (plain or attention_mask is not None):
+        if documents is None and (plain or attention_mask is not None):
             rest |= {"is_causal": is_causal, "position_ids": position_ids}
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **rest
             )
-        if packed:
-            documents = Documents(cu_seq_lens_q, int(max_length_q))
-        else:
+        if documents is None:
             documents = documents_of(position_ids, batch, length, query.device)
         whole = documents.whole_rows and (sliding_window is None or length <= sliding_window)
         if whole:

@@ -10,17 +10,24 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, Literal
 
 import torch
+import torch.nn.attention.varlen
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 
-def compile_layers(causal: Any) -> int:
+def compile_layers(causal: Any, *, save: Literal["all", "matmuls"] = "all") -> int:
     """Compile the decoder layers of a transformers model for training, in place; returns how many. Undone by
-    `restore_layers`. The first step then takes about a minute on a GPU."""
-    return _replace(causal, _training_step)
+    `restore_layers`. The first step then takes some ten seconds on a GPU.
+
+    `save`: what a layer keeps for its backward pass. "all" is the compiler's choice, made for speed; "matmuls" keeps the
+    results of matrix products and attention and recomputes what lies between them, which is cheap (selective
+    activation checkpointing, Korthikanti et al. 2022, arXiv 2205.05198).
+    """
+    return _replace(causal, _training_step if save == "all" else _thrifty_step)
 
 
 def restore_layers(causal: Any) -> None:
@@ -66,6 +73,39 @@ def _compiled_for_training() -> Callable[..., Any]:
         return type(layer).forward(layer, *inputs, **arguments)
 
     return torch.compile(training_layer, dynamic=True)
+
+
+def _thrifty_step(layer: nn.Module, *inputs: Any, **arguments: Any) -> Any:
+    return _compiled_for_thrift()(layer, *inputs, **arguments)
+
+
+@cache
+def _compiled_for_thrift() -> Callable[..., Any]:
+    contexts = partial(create_selective_checkpoint_contexts, _policy)
+
+    def thrifty_layer(layer: nn.Module, *inputs: Any, **arguments: Any) -> Any:
+        def run(*inputs: Any) -> Any:
+            return type(layer).forward(layer, *inputs, **arguments)
+
+        return checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)
+
+    return torch.compile(thrifty_layer, dynamic=True)
+
+
+def _policy(_context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operator in _COSTLY else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_COSTLY = frozenset(
+    {
+        torch.ops.aten.mm.default,
+        torch.ops.aten.addmm.default,
+        torch.ops.torch_attn._varlen_attn.default,
+        torch.ops.aten._scaled_dot_product_flash_attention.default,
+        torch.ops.aten._scaled_dot_product_efficient_attention.default,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    }
+)
 
 
 def _decode_step(layer: nn.Module, hidden: Tensor, **arguments: Any) -> Any:

@@ -1,11 +1,16 @@
 """The CUDA kernels of a decode step: attention of one token a row over the static cache, and the draw of the next token."""
 
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+DECODE_BLOCK, DECODE_WARPS, DECODE_STAGES = 128, 4, 2  # half the block for heads larger than 64
+SEGMENT, DRAW_BLOCK, DRAW_WARPS = 4096, 4096, 8
 
 
 @triton.jit
@@ -32,7 +37,7 @@ def _decode_attention_kernel(
     top = tl.sum(q.to(tl.float32) * k_new.to(tl.float32)[None, :], 1) * scale
     total = tl.full([GROUP_PAD], 1.0, tl.float32)
     acc = tl.zeros([GROUP_PAD, DIM_V_PAD], tl.float32) + v_new.to(tl.float32)[None, :]
-    first = 0
+    first = past * 0
     if window > 0:
         first = tl.maximum(past - window + 1, 0)
     for start in range(first // BLOCK * BLOCK, past, BLOCK):
@@ -76,8 +81,8 @@ def decode_attention(
         query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1),
         keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), out.stride(0), out.stride(1),
         GROUP=group, GROUP_PAD=max(16, triton.next_power_of_2(group)), DIM=size, DIM_PAD=max(16, triton.next_power_of_2(size)),
-        DIM_V=size_v, DIM_V_PAD=max(16, triton.next_power_of_2(size_v)), BLOCK=64,
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32", num_warps=4, num_stages=2,
+        DIM_V=size_v, DIM_V_PAD=max(16, triton.next_power_of_2(size_v)), BLOCK=DECODE_BLOCK if size <= 64 else DECODE_BLOCK // 2,
+        PRECISION="ieee" if query.dtype == torch.float32 else "tf32", num_warps=DECODE_WARPS, num_stages=DECODE_STAGES,
     )  # fmt: skip
     return out
 
@@ -97,71 +102,100 @@ def _(
 
 
 @triton.jit
-def _draw_kernel(
+def _segment_kernel(
     scores,
     stride,
-    tokens,
-    log_probs,
-    seed,
-    row_ids,
-    step,
+    tops,
+    totals,
+    places,
     vocab: tl.constexpr,
-    GREEDY: tl.constexpr,
+    SEGMENT: tl.constexpr,
     BLOCK: tl.constexpr,
+    GREEDY: tl.constexpr,
 ) -> None:
-    """One program a row, one pass: log-sum-exp and the winner of the exponential races (or the argmax)."""
-    row = tl.program_id(0).to(tl.int64)
+    """One program: one row, one segment of the vocabulary; its maximum, the sum of `exp(y - maximum)`, and the place of
+    the maximum (the first of equals) when greedy."""
+    row, segment = tl.program_id(0).to(tl.int64), tl.program_id(1)
     scores += row * stride
-    # one stream of random numbers for each (seed, row, step), whatever else is in the batch
-    stream = tl.load(seed) + (tl.load(row_ids + row) * 1048576 + tl.load(step)) * -7046029254386353131
-    lane = tl.arange(0, BLOCK)
-    best, best_at, best_score = (
-        tl.full([BLOCK], -float("inf"), tl.float32),
-        tl.zeros([BLOCK], tl.int32),
-        tl.zeros([BLOCK], tl.float32),
-    )
+    first = segment * SEGMENT
     top = -float("inf")
     total = 0.0
-    for start in range(0, vocab, BLOCK):
-        column = start + lane
-        y = tl.load(scores + column, mask=column < vocab, other=-float("inf"))
-        new_top = tl.maximum(top, tl.max(y))
+    place = first * 0 + vocab
+    for start in range(0, SEGMENT, BLOCK):
+        column = first + start + tl.arange(0, BLOCK)
+        inside = (column < vocab) & (column < first + SEGMENT)
+        y = tl.load(scores + column, mask=inside, other=-float("inf"))
+        block_top = tl.max(y)
+        if GREEDY:
+            block_place = tl.min(tl.where(inside & (y == block_top), column, vocab))
+            place = tl.where(block_top > top, block_place, place)
+        new_top = tl.maximum(tl.maximum(top, block_top), -1e30)  # a segment of -inf has sum 0, not NaN
         total = total * tl.exp(top - new_top) + tl.sum(tl.exp(y - new_top))
         top = new_top
-        if GREEDY:
-            race = y
-        else:
-            u = tl.rand(stream, column)
-            # -log(1 - u), to full relative precision where u is small: there the races are decided
-            e = tl.where(u < 1e-3, u * (1.0 + u * (0.5 + u * 0.33333334)), -tl.log(1.0 - u))
-            race = y - tl.log(tl.maximum(e, 1e-38))
-        better = race > best
-        best, best_score = tl.where(better, race, best), tl.where(better, y, best_score)
-        best_at = tl.where(better, column, best_at)
-    highest = tl.max(best)
-    winner = tl.min(tl.where(best == highest, best_at, vocab))
-    score = tl.max(tl.where((best == highest) & (best_at == winner), best_score, -float("inf")))
+    at = row * tl.num_programs(1) + segment
+    tl.store(tops + at, top)
+    tl.store(totals + at, total)
+    if GREEDY:
+        tl.store(places + at, place)
+
+
+@triton.jit
+def _choose_kernel(
+    scores, stride, tops, totals, places, tokens, log_probs, seed, row_ids, step,
+    vocab: tl.constexpr, SEGMENTS: tl.constexpr, SEGMENTS_PAD: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
+) -> None:  # fmt: skip
+    """One program a row: log-sum-exp from the segments, then the token where the distribution function passes a uniform
+    random number: first the segment, then the place in it (the best segment's best place when greedy)."""
+    row = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, SEGMENTS_PAD)
+    held = lane < SEGMENTS
+    top = tl.load(tops + row * SEGMENTS + lane, mask=held, other=-float("inf"))
+    total = tl.load(totals + row * SEGMENTS + lane, mask=held, other=0.0)
+    highest = tl.max(top)
+    mass = tl.where(held, total * tl.exp(top - highest), 0.0)
+    log_sum_exp = highest + tl.log(tl.sum(mass))
+    if GREEDY:
+        place = tl.load(places + row * SEGMENTS + lane, mask=held, other=vocab)
+        winner = tl.min(tl.where(held & (top == highest), place, vocab))
+    else:
+        # one stream of random numbers for each (seed, row, step), whatever else is in the batch
+        stream = tl.load(seed) + (tl.load(row_ids + row) * 1048576 + tl.load(step)) * -7046029254386353131
+        cumulative = tl.cumsum(mass, 0)
+        uniform = tl.sum(tl.where(lane == 0, tl.rand(stream, lane), 0.0))
+        wanted = uniform * tl.sum(mass)
+        passed = held & (cumulative > wanted) & (mass > 0.0)
+        last = tl.max(tl.where(mass > 0.0, lane, 0))  # where rounding leaves none
+        segment = tl.minimum(tl.min(tl.where(passed, lane, SEGMENTS_PAD)), last)
+        before = tl.sum(tl.where(lane < segment, mass, 0.0))
+        first = segment * SEGMENT
+        winner = first * 0 + vocab
+        fallback = first * 0
+        for start in range(0, SEGMENT, BLOCK):
+            column = first + start + tl.arange(0, BLOCK)
+            inside = (column < vocab) & (column < first + SEGMENT)
+            y = tl.load(scores + row * stride + column, mask=inside, other=-float("inf"))
+            p = tl.exp(y - highest)
+            reached = before + tl.cumsum(p, 0)
+            winner = tl.minimum(winner, tl.min(tl.where((reached > wanted) & (p > 0.0), column, vocab)))
+            fallback = tl.maximum(fallback, tl.max(tl.where(p > 0.0, column, 0)))
+            before += tl.sum(p)
+        winner = tl.where(winner == vocab, fallback, winner)
     tl.store(tokens + row, winner.to(tl.int64))
-    tl.store(log_probs + row, score - top - tl.log(total))
+    tl.store(log_probs + row, tl.load(scores + row * stride + winner) - log_sum_exp)
 
 
 def draw_rows(scores: Tensor, seed: Tensor, row_ids: Tensor, step: Tensor, greedy: bool) -> tuple[Tensor, Tensor]:
     """`[b]` tokens drawn from `softmax(scores)` (the argmax, the first of equals, when greedy) and their
     log-probabilities; `scores` `[b, V]` float32. The draw of a row depends on (`seed`, its `row_ids`, `step`) alone."""
     rows, vocab = scores.shape
+    segments = triton.cdiv(vocab, SEGMENT)
     tokens = torch.empty(rows, dtype=torch.int64, device=scores.device)
-    log_probs = torch.empty(rows, dtype=torch.float32, device=scores.device)
-    _draw_kernel[(rows,)](
-        scores,
-        scores.stride(0),
-        tokens,
-        log_probs,
-        seed,
-        row_ids,
-        step,
-        vocab=vocab,
-        GREEDY=greedy,
-        BLOCK=4096,
-        num_warps=8,
-    )
-    return tokens, log_probs
+    log_probs, tops, totals = (torch.empty(rows, n, device=scores.device) for n in (1, segments, segments))
+    places = torch.empty(rows, segments, dtype=torch.int32, device=scores.device)
+    shape = {"vocab": vocab, "SEGMENT": SEGMENT, "BLOCK": DRAW_BLOCK, "GREEDY": greedy}
+    _segment_kernel[(rows, segments)](scores, scores.stride(0), tops, totals, places, **shape, num_warps=DRAW_WARPS)
+    _choose_kernel[(rows,)](
+        scores, scores.stride(0), tops, totals, places, tokens, log_probs, seed, row_ids, step,
+        SEGMENTS=segments, SEGMENTS_PAD=triton.next_power_of_2(segments), **shape, num_warps=DRAW_WARPS,
+    )  # fmt: skip
+    return tokens, log_probs.squeeze(1)

@@ -12,11 +12,14 @@ from __future__ import annotations
 import inspect
 import weakref
 from dataclasses import dataclass, field
-from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
+
+VARLEN_TAKES_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch >= 2.12
 
 
 @dataclass
@@ -123,24 +126,15 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int | 
     return F.scaled_dot_product_attention(q, k, v, attn_mask=band, dropout_p=dropout, scale=scale, enable_gqa=gqa)
 
 
-@cache
-def _varlen_takes_gqa() -> bool:
-    from torch.nn.attention.varlen import varlen_attn
-
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch >= 2.12
-
-
 def varlen_attention(
     query: Tensor, key: Tensor, value: Tensor, documents: Documents, *, scale: float | None, window: int | None
 ) -> Tensor:
     """The same by torch's flash kernel: `[N, H, D]` bfloat16 or float16 on CUDA."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    options: dict[str, object] = {"window_size": (-1 if window is None else window - 1, 0), "scale": scale}
+    options: dict[str, Any] = {"window_size": (-1 if window is None else window - 1, 0), "scale": scale}
     groups = query.shape[1] // key.shape[1]
-    if groups > 1 and _varlen_takes_gqa():
+    if groups > 1 and VARLEN_TAKES_GQA:
         options["enable_gqa"] = True
     elif groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     cu, longest = documents.cu_seqlens, documents.max_length
-    return varlen_attn(query, key, value, cu, cu, longest, longest, **options)
+    return cast(Tensor, varlen_attn(query, key, value, cu, cu, longest, longest, **options))

@@ -12,7 +12,7 @@ Shapes: R rows of the buffer, b active rows, S buffer length, Hq and Hk heads, D
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,7 @@ def rollout_attention(
         return _prefill(module, query, key, value, kv_prefill, scaling, sliding_window), None
     if kv_positions is None:
         raise ModelError(f"attention '{ROLLOUT}' runs inside the 'graph' rollout engine only")
-    keys, values = module.aligntune_keys, module.aligntune_values
+    keys, values = cast(Tensor, module.aligntune_keys), cast(Tensor, module.aligntune_values)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.is_cuda:
         from aligntune.models.kernels.decode_triton import decode_attention

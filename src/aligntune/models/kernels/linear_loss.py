@@ -11,6 +11,7 @@ Shapes: N tokens, H hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from aligntune.models.kernels.logit_rows import RowGrads, RowMath, RowStats, logit_rows
 
-CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 4 * 2**20}
+CHUNK_BYTES = {"cuda": 1024 * 2**20, "cpu": 4 * 2**20}
 """float32 logits held at a time, by device type."""
 MIN_CHUNK_TOKENS = 128
 """Fewer rows than this make a slow matrix product."""
@@ -45,24 +46,26 @@ def linear_cross_entropy(
     temperature: float = 1.0,
     reduction: Literal["sum", "mean", "none"] = "mean",
     chunk_tokens: int | None = None,
+    float32_logits: bool = False,
 ) -> Tensor:
     """`cross_entropy(hidden @ weight.T + bias, labels)` as `torch.nn.functional.cross_entropy` defines it.
 
     `hidden` `[N, H]`, `weight` `[V, H]`, `labels` `[N]`, `bias` `[V]`; a float32 scalar, or `[N]` for "none" (zero
-    where ignored). Differs from torch in one point: the mean of no tokens is 0, not NaN.
+    where ignored). Differs from torch in one point: the mean of no tokens is 0, not NaN. Logits of half-precision inputs
+    are rounded to that precision, as a model's own are, unless `float32_logits` (CUDA).
     """
     math = RowMath(temperature=temperature, softcap=softcap, label_smoothing=label_smoothing)
     hidden, weight, bias = _autocast(hidden, weight, bias)
     kept = labels != ignore_index
     targets = labels.masked_fill(~kept, 0)
     if reduction == "none":
-        chunk_tokens = chunk_tokens or _chunk_tokens(hidden, weight)
-        log_probs = _LinearLogProbs.apply(hidden, weight, bias, targets, math, chunk_tokens)[0]
+        plan = _Plan.of(hidden, weight, chunk_tokens, float32_logits)
+        log_probs = _LinearLogProbs.apply(hidden, weight, bias, targets, math, plan)[0]
         return torch.where(kept, -log_probs, 0.0)
     if labels.device.type == "cpu" and not bool(kept.all()):  # on CUDA counting them would wait for the device
         hidden, targets, kept = hidden[kept], targets[kept], kept[kept]
-    chunk_tokens = chunk_tokens or _chunk_tokens(hidden, weight)
-    total = _LinearCrossEntropy.apply(hidden, weight, bias, targets, kept, math, chunk_tokens)
+    plan = _Plan.of(hidden, weight, chunk_tokens, float32_logits)
+    total = _LinearCrossEntropy.apply(hidden, weight, bias, targets, kept, math, plan)
     return total if reduction == "sum" else total / kept.sum().clamp(min=1)
 
 
@@ -78,16 +81,18 @@ def linear_log_probs(
     entropy_grad: bool = False,
     collision: bool = False,
     chunk_tokens: int | None = None,
+    float32_logits: bool = True,
 ) -> LogProbs:
     """Log-probability of each target under `softmax(softcap(hidden @ weight.T + bias) / temperature)`.
 
     `hidden` `[N, H]`, `weight` `[V, H]`, `targets` `[N]` in `[0, V)`. `entropy` is a detached metric unless
-    `entropy_grad`; `collision` (the log of `sum p^2`, which WPO and others weigh by) is differentiable.
+    `entropy_grad`; `collision` (the log of `sum p^2`, which WPO and others weigh by) is differentiable. `float32_logits` (CUDA) keeps the rounding of half-precision logits, some hundredths
+    of a nat, out of ratios and divergences.
     """
     math = RowMath(temperature=temperature, softcap=softcap, entropy=entropy or entropy_grad, collision=collision)
     hidden, weight, bias = _autocast(hidden, weight, bias)
-    chunk_tokens = chunk_tokens or _chunk_tokens(hidden, weight)
-    log_probs, entropies, log_collision = _LinearLogProbs.apply(hidden, weight, bias, targets, math, chunk_tokens)
+    plan = _Plan.of(hidden, weight, chunk_tokens, float32_logits)
+    log_probs, entropies, log_collision = _LinearLogProbs.apply(hidden, weight, bias, targets, math, plan)
     if entropies is not None and not entropy_grad:
         entropies = entropies.detach()
     return LogProbs(log_probs, entropies, log_collision)
@@ -102,11 +107,21 @@ def _autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tens
     return hidden.to(weight.dtype), weight, bias
 
 
-def _chunk_tokens(hidden: Tensor, weight: Tensor) -> int:
-    budget = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"])
-    most = max(MIN_CHUNK_TOKENS, budget // (4 * weight.shape[0]))
-    chunks = max(1, -(-hidden.shape[0] // most))
-    return max(1, -(-hidden.shape[0] // chunks))  # equal chunks
+@dataclass(frozen=True)
+class _Plan:
+    """Tokens of a chunk, and whether half-precision operands give float32 logits."""
+
+    tokens: int
+    float32: bool
+
+    @classmethod
+    def of(cls, hidden: Tensor, weight: Tensor, tokens: int | None, float32: bool) -> _Plan:
+        if tokens is None:
+            budget = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"])
+            most = max(MIN_CHUNK_TOKENS, budget // (4 * weight.shape[0]))
+            chunks = max(1, -(-hidden.shape[0] // most))
+            tokens = max(1, -(-hidden.shape[0] // chunks))  # equal chunks
+        return cls(tokens, float32)
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:
@@ -117,9 +132,9 @@ def _is_half(x: Tensor) -> bool:
     return x.dtype in (torch.bfloat16, torch.float16)
 
 
-def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`[C, V]`, in float32 even from half-precision operands where the device can."""
-    if hidden.is_cuda and _is_half(hidden):
+def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, float32: bool = True) -> Tensor:
+    """`[C, V]`; with `float32`, in that precision even from half-precision operands, where the device can."""
+    if float32 and hidden.is_cuda and _is_half(hidden):
         logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
     else:
         logits = torch.mm(hidden, weight.t())
@@ -175,18 +190,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         kept: Tensor,
         math: RowMath,
-        size: int,
+        plan: _Plan,
     ) -> Tensor:
         needed = ctx.needs_input_grad[:3]
         head = _HeadGrads(hidden, weight, bias, needed) if any(needed) else None
         losses = []
-        for rows in _chunks(hidden.shape[0], size):
-            logits = head_logits(hidden[rows], weight, bias)
+        for rows in _chunks(hidden.shape[0], plan.tokens):
+            logits = head_logits(hidden[rows], weight, bias, plan.float32)
             upstream = RowGrads(log_prob=-kept[rows].to(torch.float32)) if head else None
             stats, grad = logit_rows(logits, targets[rows], math, grads=upstream, grad_dtype=hidden.dtype)
             losses.append(torch.where(kept[rows], -stats.log_prob, 0.0).sum())
-            if head:
+            if head and grad is not None:
                 head.add(rows, grad)
+            del logits, grad  # or two chunks live at a time
         ctx.dtype = weight.dtype
         ctx.save_for_backward(*(head.tensors() if head else ()))  # autograd frees them as soon as backward ran
         return torch.stack(losses).sum() if losses else hidden.new_zeros((), dtype=torch.float32)
@@ -202,13 +218,13 @@ class _LinearLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, math: RowMath, size: int
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, math: RowMath, plan: _Plan
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         parts = []
-        for rows in _chunks(hidden.shape[0], size):
-            parts.append(logit_rows(head_logits(hidden[rows], weight, bias), targets[rows], math)[0])
+        for rows in _chunks(hidden.shape[0], plan.tokens):
+            parts.append(logit_rows(head_logits(hidden[rows], weight, bias, plan.float32), targets[rows], math)[0])
         stats = _joined(parts, hidden, math)
-        ctx.math, ctx.size = math, size
+        ctx.math, ctx.plan = math, plan
         ctx.save_for_backward(
             hidden, weight, bias, targets, stats.log_prob, stats.log_sum_exp, stats.entropy, stats.log_collision
         )
@@ -224,11 +240,13 @@ class _LinearLogProbs(torch.autograd.Function):
             return (None,) * 6
         grads = RowGrads(*upstream)
         head = _HeadGrads(hidden, weight, bias, ctx.needs_input_grad[:3])
-        for rows in _chunks(hidden.shape[0], ctx.size):
-            logits = head_logits(hidden[rows], weight, bias)
+        for rows in _chunks(hidden.shape[0], ctx.plan.tokens):
+            logits = head_logits(hidden[rows], weight, bias, ctx.plan.float32)
             known, wanted = stats.rows(rows), grads.rows(rows)
             _, grad = logit_rows(logits, targets[rows], ctx.math, stats=known, grads=wanted, grad_dtype=hidden.dtype)
-            head.add(rows, grad)
+            if grad is not None:
+                head.add(rows, grad)
+            del logits, grad  # or two chunks live at a time
         return *(None if g is None else g.to(weight.dtype) for g in head.tensors()), None, None, None
 
 
@@ -238,5 +256,8 @@ def _joined(parts: list[RowStats], hidden: Tensor, math: RowMath) -> RowStats:
         return RowStats(empty, empty, empty if math.entropy else None, empty.clone() if math.collision else None)
     if len(parts) == 1:
         return parts[0]
-    columns = zip(*((s.log_prob, s.log_sum_exp, s.entropy, s.log_collision) for s in parts), strict=True)
-    return RowStats(*(None if column[0] is None else torch.cat(column) for column in columns))
+    entropy = torch.cat([s.entropy for s in parts if s.entropy is not None]) if math.entropy else None
+    collision = torch.cat([s.log_collision for s in parts if s.log_collision is not None]) if math.collision else None
+    return RowStats(
+        torch.cat([s.log_prob for s in parts]), torch.cat([s.log_sum_exp for s in parts]), entropy, collision
+    )

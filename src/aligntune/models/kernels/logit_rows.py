@@ -41,12 +41,8 @@ class RowStats:
 
     def rows(self, part: slice) -> RowStats:
         """The same statistics of some rows."""
-        return RowStats(
-            *(
-                None if x is None else x[part]
-                for x in (self.log_prob, self.log_sum_exp, self.entropy, self.log_collision)
-            )
-        )
+        entropy, collision = _part(self.entropy, part), _part(self.log_collision, part)
+        return RowStats(self.log_prob[part], self.log_sum_exp[part], entropy, collision)
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,11 @@ class RowGrads:
 
     def rows(self, part: slice) -> RowGrads:
         """The same gradients of some rows."""
-        return RowGrads(*(None if x is None else x[part] for x in (self.log_prob, self.entropy, self.log_collision)))
+        return RowGrads(_part(self.log_prob, part), _part(self.entropy, part), _part(self.log_collision, part))
+
+
+def _part(x: Tensor | None, part: slice) -> Tensor | None:
+    return None if x is None else x[part]
 
 
 def logit_rows(
@@ -122,12 +122,13 @@ def _stats(y: Tensor, targets: Tensor, math: RowMath) -> RowStats:
 def _gradient(logits: Tensor, y: Tensor, targets: Tensor, math: RowMath, stats: RowStats, grads: RowGrads) -> Tensor:
     log_p = y - stats.log_sum_exp[:, None]
     out = torch.exp(log_p)
-    if grads.entropy is not None:
+    extra = None
+    if grads.entropy is not None and stats.entropy is not None:
         extra = out * (log_p + stats.entropy[:, None]) * grads.entropy[:, None]
-    out *= _coefficient_of_p(grads)[:, None]
-    if grads.entropy is not None:
+    out *= _coefficient_of_p(grads)
+    if extra is not None:
         out -= extra
-    if grads.log_collision is not None:
+    if grads.log_collision is not None and stats.log_collision is not None:
         out += 2 * torch.exp(2 * log_p - stats.log_collision[:, None]) * grads.log_collision[:, None]
     if grads.log_prob is not None:
         g, smoothing = grads.log_prob.to(out.dtype)[:, None], math.label_smoothing
@@ -139,7 +140,7 @@ def _gradient(logits: Tensor, y: Tensor, targets: Tensor, math: RowMath, stats: 
     return out if math.temperature == 1.0 else out.div_(math.temperature)
 
 
-def _coefficient_of_p(grads: RowGrads) -> Tensor:
-    """What multiplies p in the gradient: `-g` of the log-probability and `-2 g` of the collision, `[C]`."""
-    parts = [-factor * g for factor, g in ((1, grads.log_prob), (2, grads.log_collision)) if g is not None]
-    return sum(parts[1:], parts[0]) if parts else torch.zeros_like(grads.entropy)
+def _coefficient_of_p(grads: RowGrads) -> Tensor | float:
+    """What multiplies p in the gradient, `[C, 1]`: `-g` of the log-probability and `-2 g` of the collision."""
+    parts = [-factor * g[:, None] for factor, g in ((1, grads.log_prob), (2, grads.log_collision)) if g is not None]
+    return sum(parts) if parts else 0.0

@@ -1,5 +1,7 @@
 """The CUDA kernel behind `logit_rows`: one program a row, statistics and gradient in one launch."""
 
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
 import torch
@@ -123,10 +125,13 @@ def logit_rows_triton(
     logits = logits.contiguous()
     compute = stats is None
     if stats is None:
-        empty = lambda wanted: logits.new_empty(count, dtype=torch.float32) if wanted else None  # noqa: E731
-        stats = RowStats(empty(True), empty(True), empty(math.entropy), empty(math.collision))
+        numbers = [torch.empty(count, dtype=torch.float32, device=logits.device) for _ in range(4)]
+        entropy, collision = (
+            x if wanted else None for x, wanted in ((numbers[2], math.entropy), (numbers[3], math.collision))
+        )
+        stats = RowStats(numbers[0], numbers[1], entropy, collision)
     out = None
-    upstream = [None, None, None]
+    upstream: list[Tensor | None] = [None, None, None]
     if grads is not None:
         out = logits if grad_dtype == logits.dtype else torch.empty_like(logits, dtype=grad_dtype)
         zero = torch.zeros(count, device=logits.device) if grads.log_prob is None else grads.log_prob

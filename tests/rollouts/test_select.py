@@ -1,0 +1,43 @@
+"""Which engine is chosen, and the reason given."""
+
+import pytest
+from transformers import AutoModelForCausalLM, Gemma2Config
+
+from aligntune.errors import BackendError, ConfigError
+from aligntune.rollouts.base import SamplingParams
+from aligntune.rollouts.select import select_engine
+
+
+def test_graph_where_it_runs(model):
+    engine, why = select_engine(model, max_rows=7)
+    assert engine.name == "graph"
+    assert engine.max_rows == 7
+    assert "in place" in why
+
+
+def test_transformers_for_settings_that_graph_does_not_know(model):
+    params = SamplingParams.build({"no_repeat_ngram_size": 3}, max_new_tokens=4)
+    engine, why = select_engine(model, params=params)
+    assert engine.name == "transformers"
+    assert "no_repeat_ngram_size" in why
+    with pytest.raises(BackendError, match="no_repeat_ngram_size"):
+        select_engine(model, "graph", params)
+
+
+def test_transformers_for_models_that_graph_cannot_run():
+    shape = {"vocab_size": 53, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 4}
+    config = Gemma2Config(**shape, num_attention_heads=4, num_key_value_heads=2, attn_logit_softcapping=2.0)
+    engine, why = select_engine(AutoModelForCausalLM.from_config(config))
+    assert engine.name == "transformers"
+    assert "soft-capping" in why
+
+
+def test_by_name(model):
+    engine, why = select_engine(model, "transformers")
+    assert (engine.name, why) == ("transformers", "asked for")
+    with pytest.raises(ConfigError, match="there are auto, graph"):
+        select_engine(model, "vlllm")
+    with pytest.raises(ConfigError, match="weights_dir"):
+        select_engine(model, "vllm-server")
+    with pytest.raises(ConfigError, match="server_url"):
+        select_engine(model, "vllm-server", weights_dir="/tmp")
