@@ -28,17 +28,19 @@ from aligntune.rollouts.transformers import seeded
 
 CHECK_EVERY = 16
 """Decode steps between looks at which rows have finished, on CUDA, where looking waits for the device."""
+MOST_ROWS = 512
 PREFILL_TOKENS = 16_384
 """Prompt tokens of one prefill pass."""
 
 
 class GraphEngine:
-    """See the module. `max_rows` bounds the rows decoded at a time (memory of the cache); `compile_layers` fuses the
+    """See the module. `max_rows` bounds the rows decoded at a time; None: 512, or on CUDA as many as half of the free
+    memory holds. `compile_layers` fuses the
     decode step of a layer with torch.compile (CUDA only; about half a minute once, then half as much time a step)."""
 
     name = "graph"
 
-    def __init__(self, model: nn.Module, *, max_rows: int = 512, compile_layers: bool = True) -> None:
+    def __init__(self, model: nn.Module, *, max_rows: int | None = None, compile_layers: bool = True) -> None:
         register_rollout_attention()
         self.model, self.max_rows = model, max_rows
         self.causal = causal_model(model)
@@ -50,7 +52,8 @@ class GraphEngine:
         """See `RolloutEngine`."""
         check_prompts(prompt_ids)
         refuse_extra(self.name, params)
-        size = max(1, self.max_rows // params.num_generations)
+        longest = max(map(len, prompt_ids), default=0) + params.max_new_tokens
+        size = max(1, (self.max_rows or self._rows_that_fit(longest)) // params.num_generations)
         result = Rollouts([], [], [], [])
         seed = int(torch.randint(2**31, ())) if params.seed is None else params.seed
         with _rollout_mode(self.model, self.causal), seeded(seed, self._device), torch.no_grad():
@@ -68,6 +71,18 @@ class GraphEngine:
     def release(self) -> None:
         """Free the cache and the graphs until the next rollout."""
         self.store, self.sessions = None, []
+
+    def _rows_that_fit(self, length: int) -> int:
+        """Rows of cache and logits that half of the free memory holds, at most `MOST_ROWS`."""
+        if self._device.type != "cuda":
+            return MOST_ROWS
+        config, weight = self.causal.config.get_text_config(), model_head(self.model).weight
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        cache = 2 * config.num_hidden_layers * config.num_key_value_heads * size * weight.element_size() * length
+        logits = 3 * 4 * weight.shape[0]  # float32: as computed, tempered, reshaped
+        pooled = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        free = torch.cuda.mem_get_info(self._device)[0] + pooled + (self.store.bytes if self.store else 0)
+        return max(1, min(MOST_ROWS, int(free / 2 / (cache + logits))))
 
     @property
     def _device(self) -> torch.device:

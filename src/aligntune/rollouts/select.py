@@ -38,7 +38,7 @@ def select_engine(
         return TransformersEngine(model, max_rows=max_rows), "asked for"
     missing = _graph_missing(model, params)
     if missing is None:
-        engine = GraphEngine(model, max_rows=max_rows or 512, compile_layers=compile_layers)
+        engine = GraphEngine(model, max_rows=max_rows, compile_layers=compile_layers)
         return engine, "asked for" if name == "graph" else "it runs this model, with its weights in place"
     if name == "graph":
         raise BackendError(f"the rollout engine 'graph' cannot run here: {missing}. Use 'auto' or 'transformers'")
