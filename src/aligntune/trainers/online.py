@@ -204,14 +204,15 @@ class OnlineSession(Session):
             sampler=sampler,
             reference=Reference.build(self, self.model) if needs.reference else None,
             critic=self._critic() if needs.values else None,
-            held_out=self._held_out(),
+            held_out=self.held_out(),
             processing_class=self.tokenizer,
             callbacks=list(callbacks),
             eval_dataset=self.eval_rows,
             train_dataset=self.train_rows,
         )
 
-    def _held_out(self) -> HeldOut | None:
+    def held_out(self) -> HeldOut | None:
+        """The evaluation on held-out prompts, or None without any."""
         if self.eval_rows is None:
             return None
         train = self.config.train
@@ -238,7 +239,7 @@ class OnlineSession(Session):
     def evaluate(self) -> dict[str, float]:
         if self.eval_rows is None:
             raise ConfigError("there is nothing to evaluate on: give eval_dataset or eval_split")
-        held_out = self._held_out()
+        held_out = self.held_out()
         assert held_out is not None
         self.metrics = {f"eval_{name}": value for name, value in held_out(0).items()}
         return self.metrics

@@ -67,9 +67,10 @@ class PromptStream:
         """The next `count` prompts of this process; the others draw as many."""
         places = [self.position + self.rank + self.world * at for at in range(count)]
         self.position += self.world * count
-        return [self.rows[int(self._order(place // len(self.rows))[place % len(self.rows)])] for place in places]
+        return [self.rows[int(self.order(place // len(self.rows))[place % len(self.rows)])] for place in places]
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def order(self, epoch: int) -> np.ndarray:
+        """The prompts' places in this pass."""
         if epoch not in self._orders:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
             if self.group:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from aligntune.trainers.session import Session
 
 
+GRPO_FAMILY = (AlgorithmType.GRPO, AlgorithmType.DAPO, AlgorithmType.DR_GRPO, AlgorithmType.GSPO)
+
+
 class TRLBackend:
     name = "trl"
 
@@ -21,16 +24,24 @@ class TRLBackend:
             if any(source.task_type.is_classification for source in run.sources):
                 return "has no trainer for classification"
             return None
-        return f"{run.algorithm.value} is not implemented on it yet"
+        if run.algorithm is AlgorithmType.PPO:
+            return "PPO left TRL in 1.13"
+        if run.algorithm in GRPO_FAMILY:
+            from aligntune.backends.trl.cannot import grpo
+
+            return grpo(run)
+        return f"TRL has no {run.algorithm.value}"
 
     def load_policy(self, session: Session, **head: Any) -> Any:
         from aligntune.models.load import load_policy
 
         return load_policy(session.config.model, session.precision, seed=session.config.train.seed, **head)
 
-    def build_trainer(self, session: Session, callbacks: Sequence[Any]) -> Any:
+    def build_trainer(self, session: Any, callbacks: Sequence[Any]) -> Any:
         if session.config.algorithm is AlgorithmType.SFT:
             from aligntune.backends.trl.sft import sft_trainer
 
             return sft_trainer(session, callbacks)
-        raise NotImplementedError(session.config.algorithm)
+        from aligntune.backends.trl.grpo import grpo_trainer
+
+        return grpo_trainer(session, callbacks)

@@ -1,0 +1,30 @@
+"""What can TRL not express? Asked without importing TRL."""
+
+from __future__ import annotations
+
+from aligntune.config.enums import AlgorithmType
+from aligntune.config.run import RLRunConfig
+
+
+def grpo(run: RLRunConfig) -> str | None:
+    """What TRL's trainer cannot express of this run, or None."""
+    train, model = run.train, run.model
+    algorithm = run.algorithm
+    if algorithm is AlgorithmType.DAPO and getattr(train, "dynamic_sampling", False):
+        return "has no dynamic sampling (dynamic_sampling: false runs there)"
+    if getattr(train, "overlong_buffer", 0):
+        return "has no soft overlong punishment inside the group comparison"
+    if train.kl_coef > 0 and train.kl_estimator != "k3":
+        return f"knows kl_estimator k3 only, not {train.kl_estimator}"
+    named = {
+        "grpo_alpha": train.is_set("grpo_alpha"), "group_by_length": train.is_set("group_by_length") and train.group_by_length,
+        "stop_token": train.stop_token != "eos", "padding_free": train.padding_free, "sync_ref_model with LoRA": train.sync_ref_model and model.use_peft,
+        "data_seed over several passes": train.is_set("data_seed") and (train.epochs or 1) > 1,
+        "fast_inference": train.fast_inference,
+    }  # fmt: skip
+    named |= {
+        name: model.is_set(name)
+        for name in ("force_use_ref_model", "ref_model_init_kwargs", "model_adapter_name", "ref_adapter_name", "sft_path")
+    }
+    refused = [name for name, given in named.items() if given]
+    return f"does not act on {', '.join(refused)}" if refused else None

@@ -1,0 +1,99 @@
+"""The frozen reference of a run: whose log-probabilities the policy is compared with.
+
+| mode | when |
+|---|---|
+| `adapter disabled` | LoRA: the policy's own base, with the adapter switched off; costs no memory |
+| `adapter NAME` | `ref_adapter_name`: another adapter on the same base |
+| `copy` | full fine-tuning, `force_use_ref_model`, `ref_model_init_kwargs`: a frozen model of its own |
+
+A copy is loaded as the policy was (`sft_path` if given, else `name_or_path`), never read back from a config's path, so that it
+is what the policy was before its first step.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aligntune.errors import ConfigError
+from aligntune.models.forward import packed_log_probs
+from aligntune.models.load import load_model
+from aligntune.models.packed import PackedRows
+from aligntune.models.wrapped import unwrapped
+
+
+class Reference:
+    """See the module. `mode` says which kind it is."""
+
+    def __init__(self, model: nn.Module, mode: str, adapter: str | None = None) -> None:
+        self.model, self.mode, self.adapter = model, mode, adapter
+        self._moved = False
+
+    @classmethod
+    def build(cls, session: Any, policy: nn.Module) -> Reference:
+        """The reference that the session's model section asks for; call it before the first step."""
+        config, inner = session.config.model, unwrapped(policy)
+        has_adapter = hasattr(inner, "peft_config")
+        if config.ref_adapter_name is not None:
+            if not has_adapter or config.ref_adapter_name not in inner.peft_config:
+                raise ConfigError(f"model.ref_adapter_name: the policy has no adapter named {config.ref_adapter_name!r}")
+            return cls(inner, f"adapter {config.ref_adapter_name}", config.ref_adapter_name)
+        if has_adapter and not (config.force_use_ref_model or config.ref_model_init_kwargs):
+            return cls(inner, "adapter disabled")
+        if config.ref_model_init_kwargs or has_adapter:
+            kwargs = config.ref_model_init_kwargs or None
+            model = load_model(config, session.precision, trained=False, name=config.sft_path, init_kwargs=kwargs)
+        else:
+            model = copy.deepcopy(inner)
+        return cls(model.eval().requires_grad_(False), "copy")
+
+    @torch.no_grad()
+    def log_probs(self, rows: PackedRows, temperature: float = 1.0) -> Tensor:
+        """[M] log-probabilities of the trained tokens of `rows`."""
+        with self._active():
+            return packed_log_probs(self.model, rows, temperature=temperature).log_probs
+
+    @torch.no_grad()
+    def sync(self, policy: nn.Module, alpha: float) -> None:
+        """ref <- alpha * policy + (1 - alpha) * ref (TR-DPO, arXiv 2404.09656). Raises `ConfigError` unless it is a copy."""
+        inner = unwrapped(policy)
+        if self.mode != "copy" or hasattr(inner, "peft_config"):
+            raise ConfigError("train.sync_ref_model: needs full fine-tuning, where the reference is a copy of its own (use_peft: false)")
+        for mine, theirs in zip(self.model.parameters(), inner.parameters(), strict=True):
+            mine.lerp_(theirs.to(mine.dtype), alpha)
+        self._moved = True
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights, where a synchronisation has moved them; else empty, since they can be loaded again."""
+        return self.model.state_dict() if self._moved else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        if state:
+            self.model.load_state_dict(state)
+            self._moved = True
+
+    @contextmanager
+    def _active(self) -> Iterator[None]:
+        training, model = self.model.training, self.model
+        model.eval()
+        try:
+            if self.mode == "copy":
+                yield
+            elif self.adapter is None:
+                with model.disable_adapter():  # type: ignore[operator]
+                    yield
+            else:
+                before = model.active_adapter
+                model.set_adapter(self.adapter)  # type: ignore[operator]
+                try:
+                    yield
+                finally:
+                    model.set_adapter(before)  # type: ignore[operator]
+        finally:
+            model.train(training)
