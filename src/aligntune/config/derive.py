@@ -8,6 +8,7 @@ from typing import Any
 
 from aligntune.config.classification import classification_contradictions
 from aligntune.config.enums import AlgorithmType as A
+from aligntune.config.launch import launch_contradictions
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.config.synonyms import GROUP_RELATIVE, Path
 
@@ -83,6 +84,8 @@ def contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, s
     """(path, message) of settings that exclude each other."""
     if config.dataset is not None and config.datasets:
         yield ("datasets",), "give dataset or datasets, not both"
+    for name, message in launch_contradictions(config.launch):
+        yield ("launch", name), message
     schedule = config.schedule
     if schedule.keep_best and schedule.eval_strategy != schedule.save_strategy:
         yield (
@@ -125,6 +128,8 @@ def _sft_contradictions(config: SFTRunConfig) -> Iterator[tuple[Path, str]]:
 
 def _rl_contradictions(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
     train, model = config.train, config.model
+    if train.is_set("ds3_gather_for_generation") and config.launch.strategy != "zero3":
+        yield ("train", "ds3_gather_for_generation"), "acts with DeepSpeed ZeRO-3 only (launch.strategy: zero3)"
     if config.algorithm in GROUP_RELATIVE and train.num_generations == 1:
         yield ("train", "num_generations"), "is 1: a group of one has no relative advantage; use at least 2"
     given = [

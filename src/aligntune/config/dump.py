@@ -18,6 +18,17 @@ def to_yaml(resolved: Resolved) -> str:
 
     Reading it back gives the same run. A callable that cannot be imported by name is written as a comment.
     """
+    data, lost = plain_tree(resolved)
+    lines = [yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)]
+    lines += [f"# not importable by name, set again in Python: {item}\n" for item in lost]
+    defaults = [f"#   {path}: {_text(value)}\n" for path, value, origin in resolved.rows() if origin == "default"]
+    if defaults:
+        lines += ["# Defaults of this version:\n", *defaults]
+    return "".join(lines)
+
+
+def plain_tree(resolved: Resolved) -> tuple[dict[str, Any], list[str]]:
+    """What was set or derived as plain data, and the callables in it that another process could not import."""
     config = resolved.config
     shown_elsewhere = {path for group in groups(config.algorithm) for path in group.members if path != group.canonical}
     data: dict[str, Any] = {"algorithm": config.algorithm.value}
@@ -26,12 +37,7 @@ def to_yaml(resolved: Resolved) -> str:
         if isinstance(value, dict) and isinstance(getattr(config, key, None), Section):
             value = {name: part for name, part in value.items() if (key, name) not in shown_elsewhere}
         data[key] = _plain(value, (key,), lost)
-    lines = [yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)]
-    lines += [f"# not importable by name, set again in Python: {item}\n" for item in lost]
-    defaults = [f"#   {path}: {_text(value)}\n" for path, value, origin in resolved.rows() if origin == "default"]
-    if defaults:
-        lines += ["# Defaults of this version:\n", *defaults]
-    return "".join(lines)
+    return data, lost
 
 
 def _plain(value: Any, at: Path, lost: list[str]) -> Any:

@@ -13,12 +13,14 @@ from aligntune.config import applies, rl, sft
 from aligntune.config.algorithms import TRAINING_CLASSES
 from aligntune.config.base import OneOf, Section
 from aligntune.config.enums import AlgorithmType
+from aligntune.config.launch import LaunchConfig
 from aligntune.config.rewards import RewardConfig, RewardModelSourceConfig, RewardModelTrainingConfig
 from aligntune.config.run import RLRunConfig, RunConfig, SFTRunConfig
 from aligntune.config.synonyms import RENAMES
 
 TABLES: list[tuple[str, str, str, type[Section]]] = [
     ("Every run", "run", "", RunConfig),
+    ("Every run: launch", "run", "launch", LaunchConfig),
     ("SFT: model", "sft", "model", sft.ModelConfig),
     ("SFT: dataset", "sft", "dataset", sft.DatasetConfig),
     ("SFT: train", "sft", "train", sft.TrainingConfig),

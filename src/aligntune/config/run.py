@@ -10,6 +10,7 @@ from aligntune.config import rl, sft
 from aligntune.config.algorithms import TRAINING_CLASSES
 from aligntune.config.base import Section
 from aligntune.config.enums import AlgorithmType, BackendType
+from aligntune.config.launch import LaunchConfig
 from aligntune.config.rewards import RewardConfig, RewardModelTrainingConfig
 
 
@@ -41,6 +42,8 @@ class RunConfig(Section):
     """Backends that are never chosen."""
     eval_split: str | None = None
     """Split of the dataset (or of `eval_dataset`) that is evaluated on."""
+    launch: LaunchConfig = LaunchConfig()
+    """Several processes."""
 
     @property
     def has_eval(self) -> bool:
@@ -142,10 +145,12 @@ def section_classes(algorithm: AlgorithmType) -> dict[str, Any]:
             "train": sft.TrainingConfig,
             "evaluation": sft.EvaluationConfig,
             "logging": sft.LoggingConfig,
+            "launch": LaunchConfig,
         }
     return {
         "model": rl.ModelConfig,
         "dataset": rl.DatasetConfig,
         "train": TRAINING_CLASSES[algorithm],
         "logging": rl.LoggingConfig,
+        "launch": LaunchConfig,
     }

@@ -28,6 +28,7 @@ RENAMES: dict[str, dict[str, dict[str, str]]] = {
         "train": SHARED_TRAIN | {"eval_steps": "eval_interval", "save_steps": "save_interval"},
         "logging": {"logging_steps": "log_interval"},
         "evaluation": {},
+        "launch": {},
     },
     "rl": {
         "model": {"model_name": "name_or_path", "lora_rank": "lora_r", "target_modules": "lora_target_modules",
@@ -35,6 +36,7 @@ RENAMES: dict[str, dict[str, dict[str, str]]] = {
         "dataset": {"dataset_name": "name", "config": "config_name", "subset": "config_name"},
         "train": SHARED_TRAIN | {"log_interval": "logging_steps"},
         "logging": {},
+        "launch": {},
     },
 }  # fmt: skip
 
