@@ -23,6 +23,10 @@ def train(
         typer.Option(help="Continue: 'auto' for the last checkpoint, or a checkpoint folder.", metavar="auto|PATH"),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the results in the output folder.")] = False,
+    launch: Annotated[
+        str | None,
+        typer.Option(help="Several processes: accelerate, torchrun, slurm, or a strategy (ddp, fsdp2, zero2, zero3).", metavar="HOW"),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option(help="Load data, show the first row with its mask, and stop before training.")
     ] = False,
@@ -31,6 +35,10 @@ def train(
     from aligntune.api import create_trainer
 
     source, overrides = split(file, ctx.args)
+    if launch is not None:
+        strategy = launch in ("ddp", "fsdp2", "zero2", "zero3")
+        overrides = [*overrides, f"launch.launcher={'accelerate' if strategy else launch}"]
+        overrides += [f"launch.strategy={launch}"] if strategy else []
     trainer = create_trainer(source, overrides=overrides)
     if dry_run:
         print(trainer.describe())
