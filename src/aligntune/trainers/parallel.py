@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,3 +66,10 @@ def check_checkpoint(trainer: Any, checkpoint: Path) -> None:
             f"{checkpoint} was written by a run with {written} of the model, and this run has {now}: "
             "resume it under the same launch.strategy (the number of processes may differ)"
         )
+
+
+def use_own_device() -> None:
+    """Make this process's accelerator the current one, before a model is loaded onto "the" accelerator."""
+    place = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available() and place < torch.cuda.device_count():
+        torch.cuda.set_device(place)
