@@ -10,7 +10,7 @@ from chat_families import family
 from datasets import Dataset
 
 from aligntune.config.rl import DatasetConfig
-from aligntune.data.pairs import Budget, tokenize_pairs, tokenize_prompts
+from aligntune.data.pairs import Budget, asked_of, tokenize_pairs, tokenize_prompts
 from aligntune.errors import DataError
 
 PAIR = {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away."}
@@ -138,23 +138,25 @@ class TestPrompts:
     def test_rows_keep_their_columns_for_the_rewards(self):
         tokenizer = family("llama3")
         rows = prompts([{"question": "1+1?", "answer": "2", "level": 3}], tokenizer)
-        assert rows.column_names == ["prompt_ids", "prompt_text", "length", "question", "answer", "level"]
+        assert rows.column_names == ["prompt_ids", "prompt_text", "prompt_json", "length", "question", "answer", "level"]
         text = (
             "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n1+1?<|eot_id|>"
             "<|start_header_id|>assistant<|end_header_id|>\n\n"
         )
         assert rows[0]["prompt_text"] == text == tokenizer.decode(rows[0]["prompt_ids"])
         assert rows[0]["answer"] == "2"
+        assert asked_of(rows[0]) == [{"role": "user", "content": "1+1?"}]
 
     def test_or_only_those_that_are_named(self):
         config = DatasetConfig(name="x", preserve_columns=["answer"])
         rows = prompts([{"question": "1+1?", "answer": "2", "level": 3}], family("llama3"), config)
-        assert rows.column_names == ["prompt_ids", "prompt_text", "length", "answer"]
+        assert rows.column_names == ["prompt_ids", "prompt_text", "prompt_json", "length", "answer"]
 
     def test_raw_prompts_begin_as_the_tokenizer_begins(self):
         tokenizer = family("mistral")
         (row,) = prompts([{"prompt": "1+1="}], tokenizer, TEXT)
         assert tokenizer.decode(row["prompt_ids"]) == "<s>1+1="
+        assert asked_of(row) == "1+1="
 
     @pytest.mark.parametrize("mode", ["keep_end", "keep_start"])
     def test_long_prompts_are_cut_and_counted(self, mode, caplog):

@@ -13,7 +13,7 @@ from aligntune.data.formats import row_format
 from aligntune.data.labels import LabelSet, find_labels, tokenize_classes, tokenize_tags
 from aligntune.data.mix import mix, mix_order
 from aligntune.data.pack import pack
-from aligntune.data.pairs import tokenize_pairs, tokenize_prompts
+from aligntune.data.pairs import asked_of, tokenize_pairs, tokenize_prompts
 from aligntune.data.preview import coloured, plain, preview
 from aligntune.data.sources import load_rows, row_source
 from aligntune.data.template import ChatTemplate, find_template, shipped_templates, use_template
@@ -25,6 +25,7 @@ __all__ = [
     "PackedCollator",
     "PaddedCollator",
     "RowReader",
+    "asked_of",
     "coloured",
     "find_labels",
     "find_template",

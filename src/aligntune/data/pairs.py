@@ -1,7 +1,7 @@
 """Which tokens do a preference pair, or a prompt for RL, become?
 
-Pairs: `prompt_ids`, `chosen_ids`, `rejected_ids`; both sides share the prompt's tokens. Prompts: `prompt_ids` and the other
-columns, for the rewards.
+Pairs: `prompt_ids`, `chosen_ids`, `rejected_ids`; both sides share the prompt's tokens. Prompts: `prompt_ids`, the prompt as it
+was read (`asked_of` gives it back), and the other columns, for the rewards.
 
 Lengths, in this order: a prompt over `max_prompt_length` loses its beginning (`keep_end`) or its end (`keep_start`);
 a completion over `max_target_length` loses its end; while prompt and the longer completion are together over `max_length`,
@@ -12,6 +12,7 @@ one are dropped, counted and logged.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -113,7 +114,8 @@ def tokenize_prompts(
     truncation_mode: str = "keep_end",
     enable_thinking: bool | None = None,
 ) -> Dataset:
-    """Rows with `prompt_ids`, `prompt_text` (as rendered, before any cut), `length` and the columns for the rewards.
+    """Rows with `prompt_ids`, `prompt_text` (as rendered, before any cut), `prompt_json` (see `asked_of`), `length` and the
+    columns for the rewards.
 
     Kept are `preserve_columns`, or when that is unset all columns. Padding is left to the rollout. Prompts over the budget
     are cut on the side that `truncation_mode` does not keep, counted and logged; empty ones are dropped.
@@ -129,13 +131,13 @@ def tokenize_prompts(
     budget = Budget(max_prompt_length=max_prompt_length, truncation_mode=truncation_mode)
     tokenise = PromptTokenizer(reader, tokenizer, preserved, enable_thinking, budget)
     made = {
-        "prompt_ids": List(Value("int32")), "prompt_text": Value("string"), "length": Value("int32"),
-        "uncut": Value("int32"), "fate": Value("int8"),
+        "prompt_ids": List(Value("int32")), "prompt_text": Value("string"), "prompt_json": Value("string"),
+        "length": Value("int32"), "uncut": Value("int32"), "fate": Value("int8"),
     }  # fmt: skip
     done = cached_map(
         rows,
         tokenise,
-        key=_key("prompts", tokenizer, reader, budget, enable_thinking),
+        key=_key("asked prompts", tokenizer, reader, budget, enable_thinking),
         features=Features(made | {name: rows.features[name] for name in preserved}),
         num_proc=processes(config.dataset_num_proc),
         desc="tokenise",
@@ -149,7 +151,13 @@ def tokenize_prompts(
     return drop_rows(done.remove_columns("uncut"), {EMPTY: "empty prompt"})
 
 
-PROMPT_COLUMNS = ("prompt_ids", "prompt_text", "length", "uncut", "fate")
+PROMPT_COLUMNS = ("prompt_ids", "prompt_text", "prompt_json", "length", "uncut", "fate")
+
+
+def asked_of(row: Mapping[str, Any]) -> str | list[Message]:
+    """The prompt of a row of `tokenize_prompts` before rendering: messages, or text where prompts are raw."""
+    asked: str | list[Message] = json.loads(row["prompt_json"])
+    return asked
 
 
 def _key(
@@ -228,28 +236,30 @@ class PromptTokenizer(RowTokenizer):
         prompts = [self._text(row, index) for row, index in zip(rows_of(batch), indices, strict=True)]
         encoded = encode_spans(self.tokenizer, [text for text, _ in prompts], [[] for _ in prompts])
         whole = [
-            self._begun(tokens.ids) if raw else tokens.ids for tokens, (_, raw) in zip(encoded, prompts, strict=True)
+            self._begun(tokens.ids) if isinstance(asked, str) else tokens.ids
+            for tokens, (_, asked) in zip(encoded, prompts, strict=True)
         ]
         ids = [self.budget.cut_prompt(row, self.budget.max_prompt_length) for row in whole]
         made: dict[str, list[Any]] = {
             "prompt_ids": ids,
             "prompt_text": [text for text, _ in prompts],
+            "prompt_json": [json.dumps(asked, ensure_ascii=False) for _, asked in prompts],
             "length": list(map(len, ids)),
             "uncut": list(map(len, whole)),
             "fate": [KEPT if text.strip() else EMPTY for text, _ in prompts],
         }
         return made | self.kept(batch)
 
-    def _text(self, row: Mapping[str, Any], index: int) -> tuple[str, bool]:
-        """The prompt's text, and whether it is raw."""
+    def _text(self, row: Mapping[str, Any], index: int) -> tuple[str, str | list[Message]]:
+        """The prompt's text, and the prompt before rendering."""
         example = self.reader(row, index)
         assert isinstance(example, PromptExample)
         if isinstance(example.prompt, str):
-            return example.prompt, True
+            return example.prompt, example.prompt
         if not str(example.prompt[-1]["content"]).strip() and len(example.prompt) == 1:
-            return "", False
+            return "", example.prompt
         try:
-            return self.template.prompt(example.prompt, example.tools), False
+            return self.template.prompt(example.prompt, example.tools), example.prompt
         except DataError as error:
             raise self.error(error, row, index) from None
 
