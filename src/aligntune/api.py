@@ -169,4 +169,8 @@ def session_class(resolved: Resolved) -> type[Any]:
         from aligntune.trainers.online import OnlineSession
 
         return OnlineSession
+    if resolved.config.algorithm is AlgorithmType.DPO:
+        from aligntune.trainers.pairs import PairsSession
+
+        return PairsSession
     raise ConfigError(f"algorithm: {resolved.config.algorithm.value} is not implemented yet")

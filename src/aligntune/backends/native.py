@@ -24,7 +24,7 @@ class NativeBackend:
     def can_run(self, run: Run) -> str | None:
         if isinstance(run, SFTRunConfig):
             return "does not offload activations" if run.train.activation_offloading else None
-        if run.algorithm in ONLINE:
+        if run.algorithm in ONLINE | applies.DPO:
             return None
         return f"{run.algorithm.value} is not implemented on it yet"
 
@@ -32,7 +32,7 @@ class NativeBackend:
         return load_policy(session.config.model, session.precision, seed=session.config.train.seed, **head)
 
     def build_trainer(self, session: Any, callbacks: Sequence[Any]) -> Any:
-        if session.config.algorithm in ONLINE:
+        if session.config.algorithm in ONLINE | applies.DPO:
             return session.native_trainer(callbacks)
         from aligntune.trainers.sft import native_sft_trainer
 

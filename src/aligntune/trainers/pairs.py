@@ -1,0 +1,296 @@
+"""Preference optimisation: pairs, policy and reference of a run, its evaluation, and answers before and after."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from aligntune.algorithms import base as algorithms
+from aligntune.config.rl import DatasetConfig
+from aligntune.data import load_rows, mix, plain, preview, row_reader, rows_fingerprint, tokenize_pairs
+from aligntune.data.masks import IGNORED
+from aligntune.errors import ConfigError, ModelError
+from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, evaluation_row
+from aligntune.evaluation.preference import shot_metrics
+from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
+from aligntune.trainers.arguments import training_arguments
+from aligntune.trainers.dropout import disable_dropout
+from aligntune.trainers.keeping import keeping_callbacks
+from aligntune.trainers.pairs_trainer import PairsTrainer
+from aligntune.trainers.ranks import rank
+from aligntune.trainers.reference import Reference
+from aligntune.trainers.reference_cache import with_reference
+from aligntune.trainers.samples import SampleLogger
+from aligntune.trainers.session import Session
+
+logger = logging.getLogger(__name__)
+
+SAMPLES = 3
+"""Prompts answered before and after training, for the report."""
+SHOT_TOKENS = 256
+"""Longest zero-shot or few-shot answer, in tokens, unless `max_target_length` is less."""
+
+
+class PairsSession(Session):
+    """A run of an algorithm that learns from preference pairs."""
+
+    # Parts ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def spec(self) -> algorithms.AlgorithmSpec:
+        spec = algorithms.get(self.config.algorithm.value)
+        spec.check(self.config.train)
+        _check(self.config)
+        return spec
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        self.spec  # noqa: B018  (contradictions first)
+        model = self.config.model
+        return load_tokenizer(
+            model.name_or_path, pad_token=self.config.sources[0].pad_token, trust_remote_code=model.trust_remote_code
+        )
+
+    @cached_property
+    def train_rows(self) -> Any:
+        sources = self.config.sources
+        weights = [source.weight for source in sources] if any(source.is_set("weight") for source in sources) else None
+        return mix([self._tokenized(source) for source in sources], weights, seed=self.config.train.data_seed)
+
+    @cached_property
+    def eval_rows(self) -> Any | None:
+        source = self.config.eval_source
+        if source is None:
+            return None
+        rows, limit = self._tokenized(source), self.config.train.dpo_eval_max_samples
+        return rows.select(range(min(limit, len(rows)))) if limit is not None else rows
+
+    @cached_property
+    def model(self) -> Any:
+        model = self._backend.load_policy(self)
+        if model.get_input_embeddings().weight.shape[0] < len(self.tokenizer) and self.config.model.sft_path is not None:
+            raise ModelError(
+                f"model.sft_path: {self.config.model.sft_path} has fewer tokens than the tokenizer of {self.config.model.name_or_path}"
+            )
+        fit_embeddings(model, self.tokenizer)
+        if self.config.model.disable_dropout:
+            disable_dropout(model)
+        return model
+
+    @cached_property
+    def precomputes(self) -> bool:
+        """Whether the reference's log-probabilities are computed before training."""
+        return bool(self.config.sources[0].precompute_ref_log_probs) and self.spec.needs(self.config.train).reference
+
+    def _tokenized(self, source: DatasetConfig) -> Any:
+        train, bound = self.config.train, self.config.model.max_seq_length
+        return tokenize_pairs(
+            load_rows(source, seed=train.data_seed),
+            self.tokenizer,
+            source,
+            max_length=min(train.max_length, bound),
+            max_prompt_length=train.max_prompt_length,
+            max_target_length=train.max_target_length,
+            truncation_mode=source.truncation_mode,
+        )
+
+    # Training -------------------------------------------------------------------------------------------------------
+
+    def build_trainer(self) -> Any:
+        return self._backend.build_trainer(self, self.callbacks())
+
+    def callbacks(self) -> list[Any]:
+        found: list[Any] = keeping_callbacks(self.config)
+        samples = self.config.logging.sample_logging
+        if samples.enabled and rank() == 0:
+            generator = self._generator()
+            prompts = samples.prompts or [question.prompt for question in self.sample_questions]
+            asked = [self._as_prompt(prompt) for prompt in prompts]
+            ids = [generator.prompt_ids(prompt) for prompt in asked]
+            seed, stops = self.config.train.seed, generator.stop_token_ids
+            found.append(SampleLogger(samples, prompts, ids, generator.engine, self.tokenizer, self.recorder, stops, seed))
+        return found
+
+    def loader_arguments(self) -> dict[str, Any]:
+        """Fields of `TrainingArguments` that say how rows become batches."""
+        return {
+            "train_sampling_strategy": "group_by_length" if self.config.train.group_by_length else "random",
+            "length_column_name": "length",
+            "remove_unused_columns": False,
+        }
+
+    def native_trainer(self, callbacks: Sequence[Any]) -> PairsTrainer:
+        """Our own trainer of this run."""
+        for sentence in self.spec.advice(self.config.train):
+            self.recorder.note(sentence, level="warning")
+        rows, held_out, reference = self.with_reference()
+        arguments = training_arguments(
+            self.config, self.directory.checkpoints, self.precision, **self.loader_arguments()
+        )
+        trainer = PairsTrainer(
+            self.model,
+            arguments,
+            spec=self.spec,
+            settings=self.config.train,
+            reference=reference,
+            train_dataset=rows,
+            eval_dataset=held_out,
+            processing_class=self.tokenizer,
+            callbacks=list(callbacks),
+        )
+        trainer.quality = self.shots
+        return trainer
+
+    def with_reference(self) -> tuple[Any, Any, Reference | None]:
+        """(training rows, evaluation rows, reference): with its log-probabilities in the rows, the reference is not kept."""
+        if not self.spec.needs(self.config.train).reference:
+            return self.train_rows, self.eval_rows, None
+        if not self.precomputes:
+            reference = Reference.build(self, self.model)
+            self._check_reference(reference)
+            return self.train_rows, self.eval_rows, reference
+        return (*self._precomputed, None)
+
+    @cached_property
+    def _precomputed(self) -> tuple[Any, Any]:
+        model = self.config.model
+        separate = model.force_use_ref_model or model.ref_model_init_kwargs or hasattr(self.model, "peft_config")
+        # Before its first step the policy is its own reference: no copy of it is needed.
+        reference = Reference.build(self, self.model) if separate else Reference(self.model, "policy before training")
+        self._check_reference(reference)
+        size = self.config.sources[0].precompute_ref_batch_size or self.config.train.per_device_eval_batch_size
+        mixed = self.precision.compute if self.precision.compute != self.precision.weights(trained=True) else None
+        return tuple(  # type: ignore[return-value]
+            None if rows is None else with_reference(rows, reference, batch_size=size, autocast=mixed)
+            for rows in (self.train_rows, self.eval_rows)
+        )
+
+    def _check_reference(self, reference: Reference) -> None:
+        rows = reference.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        known = len(self.tokenizer) - len(self.tokenizer.get_added_vocab())
+        if rows < known:
+            raise ModelError(f"the reference knows {rows} tokens and the policy's tokenizer {known}: it cannot be its reference")
+
+    # Evaluation -----------------------------------------------------------------------------------------------------
+
+    def shots(self) -> dict[str, float]:
+        """`zero_shot_*` and `few_shot_*`: greedy answers to held-out prompts, scored against the chosen answers."""
+        train = self.config.train
+        if not train.dpo_eval_enabled or not self.eval_questions:
+            return {}
+        tokens = min(train.max_target_length or SHOT_TOKENS, SHOT_TOKENS)
+        common: dict[str, Any] = {"max_new_tokens": tokens, "seed": train.seed}
+        found: dict[str, float] = {}
+        if train.dpo_zero_shot_max_samples:
+            found |= shot_metrics(self._generator(), self.eval_questions, max_samples=train.dpo_zero_shot_max_samples, **common)
+        if train.dpo_few_shot_max_samples and train.dpo_few_shot_examples_text:
+            found |= shot_metrics(
+                self._generator(), self.eval_questions, max_samples=train.dpo_few_shot_max_samples, few_shot=True,
+                examples_text=train.dpo_few_shot_examples_text, **common,
+            )  # fmt: skip
+        return found
+
+    @cached_property
+    def eval_questions(self) -> list[EvaluationRow]:
+        """Held-out prompts with their chosen answers."""
+        source = self.config.eval_source
+        return [] if source is None else self._questions(source, self.config.train.dpo_eval_max_samples)
+
+    @cached_property
+    def sample_questions(self) -> list[EvaluationRow]:
+        """A few prompts from the evaluation data, else from the training data."""
+        return self._questions(self.config.eval_source or self.config.sources[0], SAMPLES)
+
+    def _questions(self, source: DatasetConfig, limit: int | None = None) -> list[EvaluationRow]:
+        rows = load_rows(source, seed=self.config.train.data_seed)
+        reader = row_reader(rows, source, "preference")
+        found: list[EvaluationRow] = []
+        for index, row in enumerate(rows):
+            if limit is not None and len(found) >= limit:
+                break
+            question = evaluation_row(reader(row, index))
+            if question is not None:
+                found.append(question)
+        return found
+
+    def _generator(self) -> GreedyGenerator:
+        return GreedyGenerator.of(self.model, self.tokenizer, seed=self.config.train.seed)
+
+    def before(self) -> None:
+        self._sample(step=0)
+
+    def after(self) -> None:
+        self._sample(step=int(self.trainer.state.global_step))
+
+    def _sample(self, step: int) -> None:
+        asked = self.sample_questions
+        for question, text in zip(asked, self._answer([question.prompt for question in asked], 64)):
+            self.recorder.sample(step, {"prompt": question.prompt, "completion": text, "reference": question.reference})
+
+    def _answer(self, prompts: Sequence[Any], max_new_tokens: int) -> list[str]:
+        return self._generator().generate(prompts, max_new_tokens=max_new_tokens) if prompts else []
+
+    def _as_prompt(self, item: Any) -> Any:
+        chats = self.config.sources[0].task_type == "conversation" and self.tokenizer.chat_template is not None
+        return [{"role": "user", "content": item}] if chats and isinstance(item, str) else item
+
+    # What a user calls ----------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        if self.eval_rows is None:
+            raise ConfigError("there is nothing to evaluate on: give eval_dataset or eval_split")
+        trainer = getattr(self, "trainer", None) or self.build_trainer()
+        self.metrics = {name: value for name, value in trainer.evaluate().items() if isinstance(value, (int, float))}
+        return self.metrics
+
+    def predict(self, inputs: Sequence[Any], *, max_new_tokens: int | None = None) -> list[str]:  # type: ignore[override]
+        """Greedy answers. Each input is a text (a user message where the rows are chats), or a list of messages."""
+        asked = [self._as_prompt(item) for item in ([inputs] if isinstance(inputs, str) else inputs)]
+        return self._answer(asked, max_new_tokens or SHOT_TOKENS)
+
+    def preview(self, rows: int = 3) -> list[list[Any]]:
+        """Tokens of the first pairs, the chosen side and then the rejected one, each token with whether it is trained."""
+        sides = []
+        for row in self.train_rows.select(range(min(rows, len(self.train_rows)))):
+            for name in ("chosen_ids", "rejected_ids"):
+                ids = [*row["prompt_ids"], *row[name]]
+                sides.append({"input_ids": ids, "labels": [IGNORED] * len(row["prompt_ids"]) + list(row[name])})
+        return preview(sides, self.tokenizer, len(sides))
+
+    def describe(self) -> str:
+        chosen, rejected = (plain(tokens) for tokens in self.preview(1))
+        return f"{super().describe()}\nfirst pair, trained tokens in [[ ]]:\nchosen: {chosen}\nrejected: {rejected}"
+
+    def fingerprints(self) -> list[Mapping[str, Any]]:
+        found: list[Mapping[str, Any]] = []
+        for role, source in [*(("train", source) for source in self.config.sources), ("eval", self.config.eval_source)]:
+            if source is not None:
+                rows = load_rows(source, seed=self.config.train.data_seed)
+                found.append({"role": role, "name": source.name, "split": source.split, "rows": len(rows),
+                              "fingerprint": rows_fingerprint(rows)})  # fmt: skip
+        return found
+
+
+def _check(run: Any) -> None:
+    """ConfigError for settings that could not act in this run."""
+    train, source = run.train, run.sources[0]
+    dpo_eval = [name for name in ("dpo_eval_max_samples", "dpo_zero_shot_max_samples", "dpo_few_shot_max_samples", "dpo_few_shot_examples_text")
+                if train.is_set(name)]  # fmt: skip
+    rules = [
+        (source.precompute_ref_log_probs and train.sync_ref_model,
+         "dataset.precompute_ref_log_probs: the reference moves with sync_ref_model, so nothing can be computed before; turn one off"),
+        (source.precompute_ref_log_probs and train.reference_free, "dataset.precompute_ref_log_probs: there is no reference with reference_free"),
+        (source.is_set("precompute_ref_batch_size") and not source.precompute_ref_log_probs,
+         "dataset.precompute_ref_batch_size: needs precompute_ref_log_probs: true"),
+        (bool(dpo_eval) and not train.dpo_eval_enabled, f"train.{(dpo_eval or [''])[0]}: needs dpo_eval_enabled: true"),
+        (train.dpo_eval_enabled and not run.has_eval, "train.dpo_eval_enabled: needs held-out pairs; give eval_dataset or eval_split"),
+        (bool(train.use_liger_loss), "train.use_liger_loss: the loss is computed without logits already; leave it out"),
+        (train.sync_ref_model and run.model.use_peft, "train.sync_ref_model: needs full fine-tuning (use_peft: false), where the reference is a copy of its own"),
+    ]  # fmt: skip
+    problems = [message for broken, message in rules if broken]
+    if problems:
+        raise ConfigError("\n".join(problems))
