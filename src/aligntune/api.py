@@ -146,12 +146,14 @@ def _weighted(functions: Sequence[Any], weights: Sequence[float] | None) -> list
 
 
 def _session(resolved: Resolved) -> Any:
-    from aligntune.backends.launch.session import is_launched, launched_session
+    from aligntune.backends.launch.session import is_launched, launched_session, unsloth_session
     from aligntune.backends.select import choose
 
     backend, reasons = choose(resolved.config)
     if resolved.config.launch.is_active and not is_launched():
         return launched_session(resolved, backend, reasons)
+    if backend.name == "unsloth":
+        return unsloth_session(resolved, backend, reasons)
     return session_class(resolved)(resolved, backend, reasons)
 
 

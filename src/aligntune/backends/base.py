@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 
 if TYPE_CHECKING:
     from aligntune.trainers.session import Session
+
+def missing(package: str) -> str | None:
+    """Why a backend whose package is not installed is not available."""
+    return None if find_spec(package) is not None else f"{package} is not installed (pip install {package})"
+
 
 Run = SFTRunConfig | RLRunConfig
 
@@ -18,8 +24,11 @@ class Backend(Protocol):
 
     name: str
 
+    def available(self) -> str | None:
+        """None, or why this backend cannot run anything on this machine; nothing is imported that it would change."""
+
     def can_run(self, run: Run) -> str | None:
-        """None, or why this backend cannot run `run`, as the end of the sentence "trl: ..."."""
+        """None, or why this backend cannot run `run` on any machine, as the end of the sentence "trl: ..."."""
 
     def load_policy(self, session: Session, **head: Any) -> Any:
         """The model to train, on its device, with its adapter."""

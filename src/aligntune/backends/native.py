@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from aligntune.backends.base import Run
+from aligntune.backends.base import Run, missing
 from aligntune.config import applies
 from aligntune.config.enums import AlgorithmType
 from aligntune.config.run import SFTRunConfig
-from aligntune.models.load import load_policy
 
 if TYPE_CHECKING:
     from aligntune.trainers.session import Session
@@ -21,6 +20,9 @@ ONLINE = applies.ONLINE - {AlgorithmType.META_ES}
 class NativeBackend:
     name = "native"
 
+    def available(self) -> str | None:
+        return missing("torch") or missing("transformers")
+
     def can_run(self, run: Run) -> str | None:
         if isinstance(run, SFTRunConfig):
             return "does not offload activations" if run.train.activation_offloading else None
@@ -29,6 +31,8 @@ class NativeBackend:
         return f"{run.algorithm.value} is not implemented on it yet"
 
     def load_policy(self, session: Session, **head: Any) -> Any:
+        from aligntune.models.load import load_policy
+
         return load_policy(session.config.model, session.precision, seed=session.config.train.seed, **head)
 
     def build_trainer(self, session: Any, callbacks: Sequence[Any]) -> Any:

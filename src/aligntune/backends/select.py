@@ -37,10 +37,15 @@ def choose(run: Run) -> tuple[Backend, list[str]]:
         asked = [wanted]
     reasons: list[str] = []
     for name in asked:
-        reason = "is in skip_backends" if name in run.skip_backends and name is not wanted else known[name].can_run(run)
+        reason = why_not(known[name], run, skipped=name in run.skip_backends and name is not wanted)
         if reason is None:
             if reasons and wanted is not BackendType.AUTO:
                 logger.warning("backend %s: %s; using %s", wanted.value, reasons[0].partition(": ")[2], name.value)
             return known[name], reasons
         reasons.append(f"{name.value}: {reason}")
     raise BackendError("no backend can run this config:\n" + "\n".join(f"  {reason}" for reason in reasons))
+
+
+def why_not(backend: Backend, run: Run, *, skipped: bool = False) -> str | None:
+    """Why `backend` does not run `run` here, or None."""
+    return "is in skip_backends" if skipped else backend.can_run(run) or backend.available()

@@ -40,6 +40,13 @@ def plain_tree(resolved: Resolved) -> tuple[dict[str, Any], list[str]]:
     return data, lost
 
 
+def unimportable(config: Section) -> list[str]:
+    """Callables among the settings that another process could not import, as `path = address`."""
+    lost: list[str] = []
+    _plain(config, (), lost)
+    return lost
+
+
 def _plain(value: Any, at: Path, lost: list[str]) -> Any:
     if isinstance(value, Section):
         value = {name: getattr(value, name) for name in value.model_fields_set}

@@ -20,7 +20,7 @@ def add_lora(model: Any, lora: LoraSettings, *, head: bool = False) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         bias=lora.bias,  # type: ignore[arg-type]
-        target_modules=_targets(model, lora),
+        target_modules=lora_targets(model, lora),
         modules_to_save=_head_names(model) if head else None,
         task_type=_task(model) if head else "CAUSAL_LM",
     )
@@ -34,7 +34,8 @@ def _task(model: Any) -> str | None:
     return next((task for ending, task in tasks.items() if name.endswith(ending)), None)
 
 
-def _targets(model: Any, lora: LoraSettings) -> list[str] | str:
+def lora_targets(model: Any, lora: LoraSettings) -> list[str] | str:
+    """The modules that get an adapter: those named, else PEFT's choice for the architecture, else all linear layers."""
     present = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     wanted = lora.target_modules
     if isinstance(wanted, list):

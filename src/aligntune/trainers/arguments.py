@@ -72,7 +72,9 @@ def training_arguments(
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the names that all supported versions know are the older ones
-        return cls(**(values | more))
+        made = cls(**(values | more))
+    made.asked = values | more  # for a backend that must show that it kept them
+    return made
 
 
 def _check_hardware(run: SFTRunConfig | RLRunConfig) -> None:

@@ -18,6 +18,10 @@ from aligntune.errors import AlignTuneError, BackendError, ConfigError
 FILE = "job.json"
 
 
+class Unavailable(BackendError):
+    """The backend that the process was started for does not run on this machine; another may take its place."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One session of a run in other processes; `folder` holds `job.json`, then `rank-*.json` and `result.json`."""
@@ -77,6 +81,8 @@ class Job:
 def _error(fields: dict[str, Any]) -> BaseException:
     if fields["type"] == "KeyboardInterrupt":
         return KeyboardInterrupt()
+    if fields["type"] == Unavailable.__name__:
+        return Unavailable(fields["message"])
     known = getattr(errors, fields["type"], None)
     if isinstance(known, type) and issubclass(known, AlignTuneError):
         return known(fields["message"])

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from aligntune.backends.launch.job import Job
+from aligntune.backends.launch.job import Job, Unavailable
 from aligntune.backends.launch.plan import LaunchPlan, launch_plan
 from aligntune.backends.launch.supervise import Processes, search_path
 from aligntune.config.dump import plain_tree
 from aligntune.config.resolve import Resolved, resolve
 from aligntune.errors import BackendError, ConfigError
 from aligntune.reporting import RunDirectory
+
+logger = logging.getLogger(__name__)
 
 LAUNCHED = "ALIGNTUNE_LAUNCHED"
 """Set in every process that was started for a run, so that it does not start others."""
@@ -30,9 +34,11 @@ class RemoteSession:
     """
 
     def __init__(
-        self, resolved: Resolved, backend: Any, reasons: Sequence[str], local: Any, plan: Callable[[Job], LaunchPlan]
-    ) -> None:
-        """`local`: the backend that answers in this process; `plan`: from the job to the commands that run it."""
+        self, resolved: Resolved, backend: Any, reasons: Sequence[str], local: Any, plan: Callable[[Job], LaunchPlan],
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        """`local`: the backend that answers in this process, and trains when `backend` turns out not to be available and
+        the run allows a fallback; `plan`: from the job to the commands that run it, with `environment`."""
         self.resolved = resolved
         self.config: Any = resolved.config
         self.backend: str = backend.name
@@ -41,6 +47,7 @@ class RemoteSession:
         self.directory = RunDirectory(self.config.logging.output_dir)
         self._local_backend = local
         self._plan = plan
+        self._environment = environment
         self._trained = False
 
     def train(self, resume: str | bool | None = None, overwrite: bool = False) -> dict[str, float]:
@@ -54,9 +61,22 @@ class RemoteSession:
         sys.stdout.flush()
         if "slurm" in plan.commands:
             return self._submit(plan)
-        self.metrics = _run(plan, job)
+        try:
+            self.metrics = _run(plan, job, self._environment)
+        except Unavailable as error:
+            return self._fall_back(error, resume, overwrite)
         self._trained = True
         vars(self).pop("_here", None)
+        return self.metrics
+
+    def _fall_back(self, error: Unavailable, resume: str | bool | None, overwrite: bool) -> dict[str, float]:
+        if not self.config.fallback:
+            raise error
+        logger.warning("backend %s: %s; using %s", self.backend, error, self._local_backend.name)
+        self.reasons.append(f"{self.backend}: {error}")
+        self.backend = self._local_backend.name
+        vars(self).pop("_here", None)
+        self.metrics = self._here.train(resume, overwrite)
         return self.metrics
 
     def save_model(self, path: str | Path | None = None, *, merge: bool = False) -> Path:
@@ -127,8 +147,8 @@ class RemoteSession:
         return {}
 
 
-def _run(plan: LaunchPlan, job: Job) -> dict[str, float]:
-    environment = {LAUNCHED: "1", "PYTHONPATH": search_path()}
+def _run(plan: LaunchPlan, job: Job, more: Mapping[str, str]) -> dict[str, float]:
+    environment = {LAUNCHED: "1", "PYTHONPATH": search_path(), **more}
     with Processes(plan.commands, environment) as processes:
         code = processes.wait()
     error = job.first_error()
@@ -161,3 +181,19 @@ def launched_session(resolved: Resolved, backend: Any, reasons: Sequence[str]) -
         return launch_plan(resolved.config, worker, job.folder, gpus=gpus)
 
     return RemoteSession(resolved, backend, reasons, backend, plan)
+
+
+def unsloth_session(resolved: Resolved, backend: Any, reasons: Sequence[str]) -> RemoteSession:
+    """The session of a run on Unsloth: one child process that imports it first."""
+    from aligntune.backends.select import backends, why_not
+
+    known = [each for each in backends().values() if each.name != backend.name]
+    local = next((each for each in known if why_not(each, resolved.config) is None), known[-1])
+    cache = RunDirectory(resolved.config.logging.output_dir).path / "launch" / "unsloth_compiled_cache"
+    environment = {"UNSLOTH_COMPILE_LOCATION": str(cache), "UNSLOTH_DISABLE_STATISTICS": "1"}
+
+    def plan(job: Job) -> LaunchPlan:
+        command = [sys.executable, "-m", "aligntune.backends.unsloth_worker", str(job.file)]
+        return LaunchPlan({"localhost": command}, {})
+
+    return RemoteSession(resolved, backend, reasons, local, plan, environment)

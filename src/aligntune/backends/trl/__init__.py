@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from aligntune.backends.base import Run
+from aligntune.backends.base import Run, missing
 from aligntune.config.enums import AlgorithmType
 from aligntune.config.run import SFTRunConfig
 
@@ -19,6 +19,9 @@ GRPO_FAMILY = (AlgorithmType.GRPO, AlgorithmType.DAPO, AlgorithmType.DR_GRPO, Al
 class TRLBackend:
     name = "trl"
 
+    def available(self) -> str | None:
+        return missing("torch") or missing("trl")
+
     def can_run(self, run: Run) -> str | None:
         if isinstance(run, SFTRunConfig):
             if any(source.task_type.is_classification for source in run.sources):
@@ -30,6 +33,10 @@ class TRLBackend:
             from aligntune.backends.trl.cannot import grpo
 
             return grpo(run)
+        if run.algorithm is AlgorithmType.DPO:
+            from aligntune.backends.trl.cannot import dpo
+
+            return dpo(run)
         return f"TRL has no {run.algorithm.value}"
 
     def load_policy(self, session: Session, **head: Any) -> Any:
@@ -42,6 +49,10 @@ class TRLBackend:
             from aligntune.backends.trl.sft import sft_trainer
 
             return sft_trainer(session, callbacks)
+        if session.config.algorithm is AlgorithmType.DPO:
+            from aligntune.backends.trl.dpo import dpo_trainer
+
+            return dpo_trainer(session, callbacks)
         from aligntune.backends.trl.grpo import grpo_trainer
 
         return grpo_trainer(session, callbacks)

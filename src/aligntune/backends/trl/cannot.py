@@ -28,3 +28,30 @@ def grpo(run: RLRunConfig) -> str | None:
     }
     refused = [name for name, given in named.items() if given]
     return f"does not act on {', '.join(refused)}" if refused else None
+
+
+def dpo(run: RLRunConfig) -> str | None:
+    """What TRL's trainer cannot express of this run, or None. Most of these it would accept and ignore."""
+    from aligntune.config.algorithms import DPOConfig
+
+    train, model = run.train, run.model
+    assert isinstance(train, DPOConfig)
+    losses = train.loss_weights or {train.loss_type or "sigmoid": 1.0}
+    if "kto" in losses:
+        return "has no pairwise kto loss any more"
+    smoothed = {"robust", "exo_pair", "aot", "aot_unpaired"}
+    if train.label_smoothing and not set(losses) <= smoothed:
+        return f"ignores label_smoothing with {', '.join(sorted(set(losses) - smoothed))}"
+    if train.reference_free:
+        return "has no reference_free"
+    if train.gradient_accumulation_steps > 1 and ({"sft", "aot", "aot_unpaired"} & set(losses) or train.rpo_alpha):
+        return "computes sft and aot losses on micro-batches, not on the optimiser batch"
+    if train.use_weighting and (train.rpo_alpha or "sft" in losses):
+        return "weighs the sft term by use_weighting too"
+    named = {
+        "padding_free": train.padding_free, "use_liger_kernel": train.use_liger_kernel,
+        "ref_model_init_kwargs": bool(model.ref_model_init_kwargs), "model_adapter_name": model.model_adapter_name is not None,
+        "ref_adapter_name": model.ref_adapter_name is not None, "sync_ref_model with LoRA": train.sync_ref_model and model.use_peft,
+    }  # fmt: skip
+    refused = [name for name, given in named.items() if given]
+    return f"does not act on {', '.join(refused)}" if refused else None
