@@ -11,10 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 
 from aligntune.config import rl, sft
 from aligntune.errors import ConfigError, ModelError, require
-from aligntune.models.files import adapter_base, explain_missing, is_model_folder
+from aligntune.models.files import explain_missing, is_model_folder
 from aligntune.models.kernels.attention import VARLEN, resolve_attention
 from aligntune.models.lora import add_lora
 from aligntune.models.precision import Precision, device
+from aligntune.models.start import base_of, name_adapters, start_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def load_policy(
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.gradient_checkpointing)
     if lora is not None:
         model = add_lora(model, lora, head=auto_class is not AutoModelForCausalLM)
+        name_adapters(model, config)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(f"{config.name_or_path}: no parameter is trainable, so training would change nothing")
     return model
@@ -54,10 +56,10 @@ def load_model(
     config: ModelConfig, precision: Precision, *, trained: bool, name: str | None = None, auto_class: Any = AutoModelForCausalLM,
     init_kwargs: dict[str, Any] | None = None, **head: Any,
 ) -> Any:  # fmt: skip
-    """The bare model `name` (default `name_or_path`), placed on its device, without a new adapter."""
-    name = name or config.name_or_path
+    """The bare model `name` (default: where the config's policy starts), placed on its device, without a new adapter."""
+    name = name or start_of(config)
     is_model_folder(name)
-    base = adapter_base(name)
+    base = base_of(config, name)
     kwargs = loading_arguments(config, precision, trained, init_kwargs)
     try:
         kwargs |= _attention(config, AutoConfig.from_pretrained(base or name, **_config_kwargs(kwargs))) | head
