@@ -153,21 +153,24 @@ class PairsSession(Session):
             reference = Reference.build(self, self.model)
             self._check_reference(reference)
             return self.train_rows, self.eval_rows, reference
-        return (*self._precomputed, None)
+        return *self._precomputed, None
 
     @cached_property
     def _precomputed(self) -> tuple[Any, Any]:
+        return self.precomputed(self.train_rows), self.precomputed(self.eval_rows)
+
+    def precomputed(self, rows: Any) -> Any:
+        """`rows` with the reference's log-probabilities; call it before the first step."""
+        if rows is None:
+            return None
         model = self.config.model
         separate = model.force_use_ref_model or model.ref_model_init_kwargs or hasattr(self.model, "peft_config")
         # Before its first step the policy is its own reference: no copy of it is needed.
-        reference = Reference.build(self, self.model) if separate else Reference(self.model, "policy before training")
+        reference = Reference.build(self, self.model) if separate else Reference(self.model, "copy")
         self._check_reference(reference)
         size = self.config.sources[0].precompute_ref_batch_size or self.config.train.per_device_eval_batch_size
         mixed = self.precision.compute if self.precision.compute != self.precision.weights(trained=True) else None
-        return tuple(  # type: ignore[return-value]
-            None if rows is None else with_reference(rows, reference, batch_size=size, autocast=mixed)
-            for rows in (self.train_rows, self.eval_rows)
-        )
+        return with_reference(rows, reference, batch_size=size, autocast=mixed)
 
     def _check_reference(self, reference: Reference) -> None:
         rows = reference.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]

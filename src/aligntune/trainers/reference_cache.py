@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from aligntune.data.cache import cached_map
-from aligntune.trainers.pairs_trainer import REF_COLUMNS, Pairs
+from aligntune.trainers.pair_batches import REF_COLUMNS, Pairs
 from aligntune.trainers.reference import Reference
 
 TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -33,7 +34,6 @@ class ExactDPOTrainer(PairsEvaluation, DPOTrainer):
     """The evaluation rows, with the reference's log-probabilities if those are computed before."""
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        self._metrics["eval"].clear()
         return super().evaluate(self.held_out if eval_dataset is None else eval_dataset, ignore_keys, metric_key_prefix)
 
 
@@ -89,6 +89,7 @@ def dpo_trainer(session: PairsSession, callbacks: Sequence[Any]) -> ExactDPOTrai
             processing_class=session.tokenizer,
             callbacks=list(callbacks),
         )
+    set_seed(run.train.seed)  # computing the reference has drawn random numbers, which would decide the order of the rows
     trainer.set_algorithm(session.spec, run.train, reference)
     trainer.held_out, trainer.quality = held_out, session.shots
     return trainer

@@ -1,0 +1,66 @@
+"""Preference pairs as a trainer passes them on: lists of tokens until they are packed for a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aligntune.algorithms.batch import Normalizers, PairLogProbs
+from aligntune.models.packed import PackedRows
+
+REF_COLUMNS = ("ref_chosen", "ref_rejected")
+"""Columns of precomputed reference log-probabilities, one number per token of the answer."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """B pairs as lists of tokens; `reference`: their log-probabilities under the reference, if computed before."""
+
+    prompts: list[list[int]]
+    chosen: list[list[int]]
+    rejected: list[list[int]]
+    reference: tuple[list[list[float]], list[list[float]]] | None = None
+
+    @classmethod
+    def collate(cls, rows: Sequence[dict[str, Any]]) -> dict[str, Pairs]:
+        """A micro-batch as the trainer passes it on."""
+        lists = [[list(row[name]) for row in rows] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
+        known = all(name in rows[0] for name in REF_COLUMNS)
+        reference = tuple([list(row[name]) for row in rows] for name in REF_COLUMNS) if known else None
+        return {"pairs": cls(*lists, reference)}  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a forward pass reads."""
+        return sum(2 * len(p) + len(c) + len(r) for p, c, r in zip(self.prompts, self.chosen, self.rejected))
+
+    def packed(self, device: torch.device) -> PackedRows:
+        """2 B rows: the chosen sides, then the rejected ones. A prompt without tokens leaves its answer's first untrained."""
+        rows, trained = [], []
+        for answers in (self.chosen, self.rejected):
+            rows += [[*prompt, *answer] for prompt, answer in zip(self.prompts, answers)]
+            trained += [[False] * len(prompt) + [True] * len(answer) for prompt, answer in zip(self.prompts, answers)]
+        return PackedRows.build(rows, trained, device)
+
+    def known_reference(self, packed: PackedRows) -> Tensor | None:
+        """`[M]` of the precomputed log-probabilities, in the order of `packed`'s trained tokens."""
+        if self.reference is None:
+            return None
+        chosen, rejected = self.reference
+        return torch.tensor([x for side in (chosen, rejected) for row in side for x in row], device=packed.targets.device)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a micro-batch must know of its optimiser batch; `first`: its first pair's place in `whole`."""
+
+    totals: Normalizers
+    whole: PairLogProbs | None = None
+    first: int = 0
