@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import trl
 
+import tiny
 from aligntune.api import create_trainer
 from aligntune.backends import unsloth
 from aligntune.backends.launch.supervise import search_path
@@ -81,7 +81,9 @@ def test_absent_it_gives_way_with_its_reason(config: dict[str, Any]) -> None:
         ("launch", "launcher", "accelerate", "one process"),
     ],
 )
-def test_what_it_would_not_do_is_refused(config: dict[str, Any], section: str, setting: str, value: Any, reason: str) -> None:
+def test_what_it_would_not_do_is_refused(
+    config: dict[str, Any], section: str, setting: str, value: Any, reason: str
+) -> None:
     assert refusal(config) is None
     assert reason in (refusal(config, **{section: config.get(section, {}) | {setting: value}}) or "")
 
@@ -93,12 +95,20 @@ def test_algorithms_it_has_not_got(algorithm: str) -> None:
 
 
 def test_fast_inference_needs_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = {"algorithm": "grpo", "model": "m", "dataset": "d", "rewards": [{"type": "length"}], "train": {"fast_inference": True}}
+    run = {
+        "algorithm": "grpo",
+        "model": "m",
+        "dataset": "d",
+        "rewards": [{"type": "length"}],
+        "train": {"fast_inference": True},
+    }
     monkeypatch.setattr(unsloth, "find_spec", lambda name: None)
     assert "needs vLLM" in (refusal(run) or "")
 
 
-def test_a_run_passes_through_and_nothing_of_it_stays_here(installed: None, config: dict[str, Any], capsys: Any) -> None:
+def test_a_run_passes_through_and_nothing_of_it_stays_here(
+    installed: None, config: dict[str, Any], capsys: Any
+) -> None:
     trainer, before = create_trainer(config), trl.SFTTrainer
     assert trainer.backend == "unsloth"
     metrics = trainer.train()

@@ -17,7 +17,7 @@ import pytest
 
 from aligntune.api import create_trainer
 from aligntune.backends.launch.supervise import search_path
-from aligntune.errors import BackendError, ConfigError
+from aligntune.errors import ConfigError
 
 TWO = {"launcher": "torchrun", "num_processes": 2}
 
@@ -108,7 +108,9 @@ def test_a_port_in_use(sft_config: Callable[..., dict[str, Any]], tmp_path: Path
             create_trainer(sft_config(tmp_path / "run", 2) | {"launch": TWO | {"port": port}}).train()
 
 
-def test_a_function_that_another_process_cannot_import(sft_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_a_function_that_another_process_cannot_import(
+    sft_config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
     config = sft_config(tmp_path / "run", 2) | {"launch": TWO}
     config["dataset"] |= {"processing_fn": lambda row: row}
     with pytest.raises(ConfigError, match="cannot import dataset.processing_fn"):

@@ -11,6 +11,7 @@ from aligntune.config.run import RLRunConfig, SFTRunConfig
 if TYPE_CHECKING:
     from aligntune.trainers.session import Session
 
+
 def missing(package: str) -> str | None:
     """Why a backend whose package is not installed is not available."""
     return None if find_spec(package) is not None else f"{package} is not installed (pip install {package})"

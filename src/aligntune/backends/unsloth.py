@@ -121,7 +121,9 @@ def _refusals(run: Run) -> Iterator[str]:
             yield "offloads activations by its own checkpointing (activation_offloading)"
     elif run.train.fast_inference:
         missing = find_spec("vllm") is None
-        yield "fast_inference needs vLLM (pip install 'aligntune[vllm]')" if missing else "fast_inference runs on native"
+        yield (
+            "fast_inference needs vLLM (pip install 'aligntune[vllm]')" if missing else "fast_inference runs on native"
+        )
     lost = unimportable(run)
     if lost:
         yield f"trains in another process, which cannot import {lost[0]}"

@@ -83,7 +83,9 @@ class UnslothTraining:
                 use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
             )  # fmt: skip
         if not any(weight.requires_grad for weight in model.parameters()):
-            raise ModelError(f"{config.name_or_path}: no parameter is trainable under Unsloth, so training would change nothing")
+            raise ModelError(
+                f"{config.name_or_path}: no parameter is trainable under Unsloth, so training would change nothing"
+            )
         return model
 
     def build_trainer(self, session: Any, callbacks: Sequence[Any]) -> Any:
@@ -129,7 +131,9 @@ def changed_arguments(args: Any) -> list[str]:
 def _plain_class(cls: type[Any]) -> type[Any]:
     """The class that TRL itself defines, below Unsloth's."""
     for base in cls.__mro__:
-        if base.__module__.startswith(("trl.trainer.", "trl.experimental.")) and not base.__name__.startswith("Unsloth"):
+        if base.__module__.startswith(("trl.trainer.", "trl.experimental.")) and not base.__name__.startswith(
+            "Unsloth"
+        ):
             return base
     raise BackendError(f"{cls.__name__} is not one of TRL's argument classes")
 

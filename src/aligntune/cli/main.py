@@ -32,10 +32,12 @@ def main() -> None:
 
 
 def _register() -> None:
-    from aligntune.cli import config, data, evaluate, models, train
+    from aligntune.cli import backends, config, data, doctor, evaluate, models, train
 
     train.add_to(app)
     config.add_to(app)
+    backends.add_to(app)
+    doctor.add_to(app)
     data.add_to(app)
     models.add_to(app)
     evaluate.add_to(app)

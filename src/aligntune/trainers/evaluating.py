@@ -72,5 +72,7 @@ def rows_without_repeats(rows: Any, size: int) -> Any:
     missing = -len(rows) % size
     if not missing or not isinstance(rows[0]["labels"], (list, torch.Tensor)):
         return rows
-    blank = rows.select([0] * missing).map(lambda row: {"labels": [IGNORED] * len(row["labels"])}, features=rows.features)
+    blank = rows.select([0] * missing).map(
+        lambda row: {"labels": [IGNORED] * len(row["labels"])}, features=rows.features
+    )
     return concatenate_datasets([rows, blank])

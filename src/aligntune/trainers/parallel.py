@@ -59,7 +59,11 @@ def check_checkpoint(trainer: Any, checkpoint: Path) -> None:
 
     The number of processes may differ: whole states are saved, and cut again as this run needs them.
     """
-    written = "FSDP" if (checkpoint / "optimizer.bin").exists() or any(checkpoint.glob("optimizer_*")) else "one copy per process"
+    written = (
+        "FSDP"
+        if (checkpoint / "optimizer.bin").exists() or any(checkpoint.glob("optimizer_*"))
+        else "one copy per process"
+    )
     now = "FSDP" if trainer.is_fsdp_enabled else "one copy per process"
     if not trainer.is_deepspeed_enabled and written != now:
         raise ConfigError(

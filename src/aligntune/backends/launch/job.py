@@ -86,4 +86,6 @@ def _error(fields: dict[str, Any]) -> BaseException:
     known = getattr(errors, fields["type"], None)
     if isinstance(known, type) and issubclass(known, AlignTuneError):
         return known(fields["message"])
-    return BackendError(f"rank {fields['rank']} failed with {fields['type']}: {fields['message']}\n{fields['traceback']}")
+    return BackendError(
+        f"rank {fields['rank']} failed with {fields['type']}: {fields['message']}\n{fields['traceback']}"
+    )

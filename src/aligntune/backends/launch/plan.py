@@ -108,7 +108,9 @@ def _this_machine_first(hosts: list[str]) -> list[str]:
     names = {socket.gethostname(), socket.gethostname().split(".")[0], socket.getfqdn(), "localhost", "127.0.0.1"}
     here = next((host for host in hosts if host in names or _is_local(host)), None)
     if here is None:
-        raise ConfigError(f"launch.hosts: this machine ({socket.gethostname()}) is not in {', '.join(hosts)}; start it on one of them")
+        raise ConfigError(
+            f"launch.hosts: this machine ({socket.gethostname()}) is not in {', '.join(hosts)}; start it on one of them"
+        )
     return [here, *(host for host in hosts if host != here)]
 
 
@@ -138,8 +140,20 @@ def _port(launch: LaunchConfig, *, several: bool, leading: bool) -> int:
 
 
 def _torchrun(processes: int, machines: int, place: int, leader: str, port: int, worker: list[str]) -> list[str]:
-    options = {"nproc-per-node": processes, "nnodes": machines, "node-rank": place, "master-addr": leader, "master-port": port}
-    return [sys.executable, "-m", "torch.distributed.run", *(f"--{name}={value}" for name, value in options.items()), *worker]
+    options = {
+        "nproc-per-node": processes,
+        "nnodes": machines,
+        "node-rank": place,
+        "master-addr": leader,
+        "master-port": port,
+    }
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *(f"--{name}={value}" for name, value in options.items()),
+        *worker,
+    ]
 
 
 def _slurm(run: SFTRunConfig | RLRunConfig, worker: list[str], folder: Path, processes: int) -> LaunchPlan:

@@ -37,10 +37,6 @@ class TRLBackend:
             from aligntune.backends.trl.cannot import dpo
 
             return dpo(run)
-        if run.algorithm is AlgorithmType.DPO:
-            from aligntune.backends.trl.cannot import dpo
-
-            return dpo(run)
         return f"TRL has no {run.algorithm.value}"
 
     def load_policy(self, session: Session, **head: Any) -> Any:
@@ -53,10 +49,6 @@ class TRLBackend:
             from aligntune.backends.trl.sft import sft_trainer
 
             return sft_trainer(session, callbacks)
-        if session.config.algorithm is AlgorithmType.DPO:
-            from aligntune.backends.trl.dpo import dpo_trainer
-
-            return dpo_trainer(session, callbacks)
         if session.config.algorithm is AlgorithmType.DPO:
             from aligntune.backends.trl.dpo import dpo_trainer
 

@@ -24,7 +24,13 @@ def grpo(run: RLRunConfig) -> str | None:
     }  # fmt: skip
     named |= {
         name: model.is_set(name)
-        for name in ("force_use_ref_model", "ref_model_init_kwargs", "model_adapter_name", "ref_adapter_name", "sft_path")
+        for name in (
+            "force_use_ref_model",
+            "ref_model_init_kwargs",
+            "model_adapter_name",
+            "ref_adapter_name",
+            "sft_path",
+        )
     }
     refused = [name for name, given in named.items() if given]
     return f"does not act on {', '.join(refused)}" if refused else None

@@ -33,7 +33,9 @@ class ExactDPOTrainer(PairsEvaluation, DPOTrainer):
     held_out: Any = None
     """The evaluation rows, with the reference's log-probabilities if those are computed before."""
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         return super().evaluate(self.held_out if eval_dataset is None else eval_dataset, ignore_keys, metric_key_prefix)
 
 
@@ -89,7 +91,9 @@ def dpo_trainer(session: PairsSession, callbacks: Sequence[Any]) -> ExactDPOTrai
             processing_class=session.tokenizer,
             callbacks=list(callbacks),
         )
-    set_seed(run.train.seed)  # computing the reference has drawn random numbers, which would decide the order of the rows
+    set_seed(
+        run.train.seed
+    )  # computing the reference has drawn random numbers, which would decide the order of the rows
     trainer.set_algorithm(session.spec, run.train, reference)
     trainer.held_out, trainer.quality = held_out, session.shots
     return trainer

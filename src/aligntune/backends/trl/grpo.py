@@ -97,7 +97,9 @@ def grpo_trainer(session: OnlineSession, callbacks: Sequence[Any]) -> HeldOutGRP
             reward_funcs=[_Rewards(session.rewards, texts)],
             args=arguments,
             train_dataset=rows,
-            eval_dataset=None if session.eval_rows is None else session.eval_rows.rename_columns(_prompt_text(session.eval_rows)),
+            eval_dataset=None
+            if session.eval_rows is None
+            else session.eval_rows.rename_columns(_prompt_text(session.eval_rows)),
             processing_class=session.tokenizer,
             callbacks=list(callbacks),
             rollout_func=_Rollouts(session, texts),

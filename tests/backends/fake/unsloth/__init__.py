@@ -56,5 +56,7 @@ class FastLanguageModel:
     def get_peft_model(model, r, lora_alpha, target_modules, lora_dropout=0, bias="none", **rest):
         from peft import LoraConfig, get_peft_model
 
-        config = LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=target_modules, lora_dropout=lora_dropout, bias=bias)
+        config = LoraConfig(
+            r=r, lora_alpha=lora_alpha, target_modules=target_modules, lora_dropout=lora_dropout, bias=bias
+        )
         return get_peft_model(model, config)
