@@ -106,8 +106,8 @@ def _refusals(run: Run) -> Iterator[str]:
         yield "computes in bf16 or fp16, not fp32"
     if model.attn_implementation != "auto":
         yield f"chooses its attention kernels itself (attn_implementation is {model.attn_implementation})"
-    for name in ("model_init_kwargs", "max_memory"):
-        if getattr(model, name):
+    for name in ("model_init_kwargs", "max_memory", "sft_path", "model_adapter_name", "ref_adapter_name"):
+        if getattr(model, name, None):
             yield f"does not act on model.{name}"
     if model.device_map not in (None, "auto"):
         yield "places the model itself (device_map)"
