@@ -24,6 +24,9 @@ FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 """Transformers' own implementations that take document boundaries as arguments, as ours do; the others read the
 boundaries off the position ids and build a dense mask."""
 
+PADDED = "aligntune_padded"
+"""Attribute of a model that is not run packed."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -107,6 +110,8 @@ def _through_model(model: nn.Module, rows: PackedRows, from_head: Callable[[Tens
 def trunk_hidden(model: nn.Module, rows: PackedRows) -> Tensor:
     """Last hidden states `[T, H]` of all tokens, after the final norm."""
     causal = causal_model(model)
+    if PADDED in vars(causal):
+        return _padded_hidden(causal, rows)
     extra: dict[str, Any] = {}
     implementation = causal.config._attn_implementation
     if implementation in (*FLASH, VARLEN, PACKED_SDPA):
@@ -118,6 +123,25 @@ def trunk_hidden(model: nn.Module, rows: PackedRows) -> Tensor:
         extra["attention_mask"] = rows.no_mask
     out = causal.get_decoder()(input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False, **extra)
     return out.last_hidden_state[0]
+
+
+def use_padding(model: nn.Module) -> None:
+    """From now on, run this model on padded rows: for models that `check_packed` refuses, or to compare with others."""
+    setattr(causal_model(model), PADDED, True)
+
+
+def runs_padded(model: nn.Module) -> bool:
+    """Whether `use_padding` was said of this model."""
+    return PADDED in vars(causal_model(model))
+
+
+def _padded_hidden(causal: Any, rows: PackedRows) -> Tensor:
+    """As `trunk_hidden`, by a plain batch `[B, L]` padded on the right."""
+    lengths = rows.cu_seqlens.diff()
+    ids = nn.utils.rnn.pad_sequence(list(rows.input_ids[0].split(lengths.tolist())), batch_first=True)
+    mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+    out = causal.get_decoder()(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+    return out.last_hidden_state[mask]
 
 
 def causal_model(model: nn.Module) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 from aligntune.models.forward import trunk_hidden
 from aligntune.models.packed import PackedRows
@@ -35,10 +36,21 @@ class Critic(nn.Module):
             hidden = trunk_hidden(self.trunk, rows)[rows.predictors]
         return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
 
-    def synchronise(self, world: int) -> None:
-        """Average the gradients over processes (the critic is outside the policy's wrapper)."""
-        if world > 1:
-            for parameter in self.parameters():
-                if parameter.grad is not None:
-                    torch.distributed.all_reduce(parameter.grad)
-                    parameter.grad /= world
+
+class CriticGradients(TrainerCallback):
+    """The critic is outside the policy's wrapper: its gradients are averaged over processes, clipped and cleared here."""
+
+    def __init__(self, critic: Critic, world: int) -> None:
+        self.critic, self.world = critic, world
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        gradients = [parameter.grad for parameter in self.critic.parameters() if parameter.grad is not None]
+        if self.world > 1:
+            for gradient in gradients:
+                torch.distributed.all_reduce(gradient)
+                gradient /= self.world
+        if args.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.critic.parameters(), args.max_grad_norm)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.critic.zero_grad()

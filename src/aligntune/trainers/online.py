@@ -1,9 +1,8 @@
-"""Online RL: prompts, rewards, reference, critic and rollout engine of a run, and how its batches fit together."""
+"""Online RL: prompts, rewards, reference, critic and rollout engine of a run."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -12,32 +11,40 @@ from transformers import PreTrainedTokenizerBase
 
 from aligntune.algorithms import base as algorithms
 from aligntune.config.rl import DatasetConfig
-from aligntune.data import load_rows, mix, rows_fingerprint, tokenize_prompts
-from aligntune.data.template import ChatTemplate
+from aligntune.data import asked_of, load_rows, mix, rows_fingerprint, tokenize_prompts
+from aligntune.data.preview import row_tokens
 from aligntune.errors import ConfigError, ModelError
 from aligntune.evaluation.answers import GreedyGenerator
+from aligntune.models.forward import check_packed, use_padding
 from aligntune.models.load import load_model
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
 from aligntune.rewards import RewardSet
 from aligntune.rollouts.base import SamplingParams
 from aligntune.rollouts.select import select_engine
 from aligntune.trainers.arguments import training_arguments
+from aligntune.trainers.asking import Asker
 from aligntune.trainers.critic import Critic
 from aligntune.trainers.dropout import disable_dropout
 from aligntune.trainers.held_out import HeldOut
 from aligntune.trainers.keeping import keeping_callbacks
-from aligntune.trainers.online_trainer import OnlineTrainer, Plan
+from aligntune.trainers.live_engine import LiveEngine
+from aligntune.trainers.online_checks import check_online
+from aligntune.trainers.online_metrics import gathered_moments
+from aligntune.trainers.online_plan import Plan, make_plan
+from aligntune.trainers.online_trainer import OnlineTrainer
+from aligntune.trainers.prompt_stream import PromptStream
+from aligntune.trainers.replica import engine_of_sharded
 from aligntune.trainers.ranks import rank, world_size
 from aligntune.trainers.reference import Reference
 from aligntune.trainers.reward_source import reward_model_of
-from aligntune.trainers.rollout_phase import PromptStream, Sampler
+from aligntune.trainers.rollout_phase import Sampler
 from aligntune.trainers.samples import SampleLogger
 from aligntune.trainers.session import Session
 
 logger = logging.getLogger(__name__)
 
-LENGTH_STRETCH = 16
-"""Phases' worth of prompts that `group_by_length` sorts among themselves."""
+SHOWN = 4
+"""Prompts answered before and after training, for the report."""
 
 
 class OnlineSession(Session):
@@ -47,7 +54,15 @@ class OnlineSession(Session):
 
     @cached_property
     def spec(self) -> algorithms.AlgorithmSpec:
-        return algorithms.get(self.config.algorithm.value)
+        """What the trainer may know of the algorithm; settings that contradict each other are refused here."""
+        spec = algorithms.get(self.config.algorithm.value)
+        check_online(self.config, spec)
+        spec.check(self.config.train)
+        return spec
+
+    @cached_property
+    def plan(self) -> Plan:
+        return make_plan(self.config, self.spec)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -58,6 +73,7 @@ class OnlineSession(Session):
 
     @cached_property
     def train_rows(self) -> Any:
+        self.plan, self.rewards  # noqa: B018  (mistakes in settings before those in data)
         sources = self.config.sources
         weights = [source.weight for source in sources] if any(source.is_set("weight") for source in sources) else None
         return mix([self._prompts(source) for source in sources], weights, seed=self.config.train.data_seed)
@@ -73,31 +89,32 @@ class OnlineSession(Session):
         fit_embeddings(model, self.tokenizer)
         if self.config.model.disable_dropout:
             disable_dropout(model)
+        self._choose_batches(model)
         return model
 
     @cached_property
     def rewards(self) -> RewardSet:
+        """The reward functions and the reward model, summed by weight (the model's is 1)."""
         entries: list[Any] = list(self.config.rewards)
+        weights = self.config.train.reward_weights
         model = reward_model_of(self.config)
         if model is not None:
             entries.append({"type": model})
-        return RewardSet(entries, self.config.train.reward_weights, tokenizer=self.tokenizer)
+            weights = [*weights, 1.0] if weights is not None else None
+        return RewardSet(entries, weights, tokenizer=self.tokenizer, reduce=gathered_moments)
 
     @cached_property
-    def engine(self) -> Any:
+    def engine(self) -> LiveEngine:
         train = self.config.train
         vllm = {"gpu_memory_utilization": train.vllm_gpu_memory_utilization} if train.fast_inference else {}
-        engine, why = select_engine(
-            self.model, "vllm" if train.fast_inference else "auto", self.sampling, weights_dir=self.directory.path / "vllm", **vllm
-        )
+
+        def select(model: Any) -> Any:
+            name = "vllm" if train.fast_inference else "auto"
+            return select_engine(model, name, self.sampling, weights_dir=self.directory.path / "vllm", **vllm)
+
+        engine, why = engine_of_sharded(self.model, select, gather=train.ds3_gather_for_generation)
         self.recorder.note(f"rollouts by engine {engine.name} ({why})")
-        if train.top_p < 1:
-            self.recorder.note(
-                f"top_p is {train.top_p}: completions come from a narrower distribution than the one the update sees; the mismatch is "
-                "logged as sampler_mismatch. Set top_p to 1 for an unbiased ratio",
-                level="warning",
-            )
-        return engine
+        return LiveEngine(engine)
 
     @cached_property
     def sampling(self) -> SamplingParams:
@@ -111,6 +128,14 @@ class OnlineSession(Session):
             num_generations=self.plan.group,
         )
 
+    @property
+    def greedy(self) -> SamplingParams:
+        """One answer to each prompt, always the same."""
+        limit = self.config.train.max_completion_length
+        return SamplingParams(
+            max_new_tokens=limit, temperature=0.0, stop_token_ids=self.stop_token_ids, seed=self.config.train.seed
+        )
+
     @cached_property
     def stop_token_ids(self) -> tuple[int, ...]:
         """`eos`: every token that ends the model's answers; else the named token alone."""
@@ -121,10 +146,6 @@ class OnlineSession(Session):
         if token is None:
             raise ConfigError(f"train.stop_token: {name!r} is not a token of this model; use eos, or a token of its vocabulary")
         return (token,)
-
-    @cached_property
-    def plan(self) -> Plan:
-        return make_plan(self.config, self.spec)
 
     @property
     def prompt_budget(self) -> int:
@@ -138,6 +159,13 @@ class OnlineSession(Session):
             )
         return min(train.max_prompt_length, room)
 
+    @cached_property
+    def asker(self) -> Asker:
+        """Prompts of a user's own, as the run's prompts are."""
+        train = self.config.train
+        thinking = train.enable_thinking if train.is_set("enable_thinking") else None
+        return Asker(self.tokenizer, self.config.sources[0], self.train_rows, thinking)
+
     def _prompts(self, source: DatasetConfig) -> Any:
         train = self.config.train
         return tokenize_prompts(
@@ -149,52 +177,53 @@ class OnlineSession(Session):
             enable_thinking=train.enable_thinking if train.is_set("enable_thinking") else None,
         )
 
+    def _choose_batches(self, model: Any) -> None:
+        """Packed rows where the model can read them so, padded ones else or when `padding_free` is turned off."""
+        train = self.config.train
+        wanted = train.padding_free if train.is_set("padding_free") else None
+        problem = check_packed(model) if wanted is not False else "padding_free is off"
+        if problem is None:
+            return
+        if wanted:
+            raise ModelError(f"train.padding_free: {problem}; leave it out")
+        self.recorder.note(f"rows are padded: {problem}")
+        use_padding(model)
+
     # Training -------------------------------------------------------------------------------------------------------
 
     def build_trainer(self) -> Any:
+        self._advise()
         return self._backend.build_trainer(self, self.callbacks())
 
     def callbacks(self) -> list[Any]:
-        found: list[Any] = keeping_callbacks(self.config)
+        found: list[Any] = [*keeping_callbacks(self.config), self.engine]
         samples = self.config.logging.sample_logging
-        if samples.enabled and rank() == 0:
-            prompts, ids = self._sample_prompts(samples.prompts)
-            found.append(
-                SampleLogger(samples, prompts, ids, self.engine, self.tokenizer, self.recorder, self.stop_token_ids, self.config.train.seed)
-            )
+        if samples.enabled:
+            asked = [self.asker(text) for text in samples.prompts] if samples.prompts is not None else self._first_prompts()
+            found.append(SampleLogger(samples, asked, self.engine, self.tokenizer, self.recorder, self.stop_token_ids, self.config.train.seed))
         return found
-
-    def _sample_prompts(self, texts: Sequence[str] | None) -> tuple[list[Any], list[list[int]]]:
-        if texts is None:
-            rows = (self.eval_rows or self.train_rows).select(range(min(3, len(self.eval_rows or self.train_rows))))
-            return [row.get("prompt", row["prompt_text"]) for row in rows], [list(row["prompt_ids"]) for row in rows]
-        if self.tokenizer.chat_template is None or self.config.sources[0].task_type == "text":
-            return list(texts), [self.tokenizer(text)["input_ids"] for text in texts]
-        template = ChatTemplate(self.tokenizer)
-        rendered = [template.prompt([{"role": "user", "content": text}]) for text in texts]
-        return list(texts), [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in rendered]
 
     def optimizer_steps(self) -> int:
         train, plan = self.config.train, self.plan
         if train.max_steps is not None:
             return int(train.max_steps)
-        phases = math.ceil(len(self.train_rows) / (plan.prompts * world_size()))
-        return phases * plan.steps * (train.epochs or 1)
+        return plan.phases(len(self.train_rows), world_size()) * plan.steps * (train.epochs or 1)
+
+    def stream(self) -> PromptStream:
+        """The training prompts in the run's order."""
+        train = self.config.train
+        return PromptStream(
+            self.train_rows, seed=train.data_seed, phase=self.plan.prompts * world_size(), by_length=train.group_by_length,
+            rank=rank(), world=world_size(),
+        )  # fmt: skip
 
     def native_trainer(self, callbacks: Sequence[Any]) -> OnlineTrainer:
         """Our own trainer of this run."""
         train, needs = self.config.train, self.spec.needs(self.config.train)
-        self.spec.check(train)
-        for sentence in self.spec.advice(train):
-            self.recorder.note(sentence, level="warning")
         arguments = training_arguments(
             self.config, self.directory.checkpoints, self.precision, max_steps=self.optimizer_steps(), remove_unused_columns=False
         )
-        stream = PromptStream(
-            self.train_rows, seed=train.data_seed, rank=rank(), world=world_size(),
-            group=LENGTH_STRETCH * self.plan.prompts * world_size() if train.group_by_length else 0,
-        )  # fmt: skip
-        sampler = Sampler(stream, self.engine, self.rewards, self.tokenizer, self.spec, train, self.sampling)
+        sampler = Sampler(self.stream(), self.engine, self.rewards, self.tokenizer, self.spec, train, self.sampling)
         return OnlineTrainer(
             self.model,
             arguments,
@@ -216,11 +245,8 @@ class OnlineSession(Session):
         if self.eval_rows is None:
             return None
         train = self.config.train
-        greedy = SamplingParams(
-            max_new_tokens=train.max_completion_length, temperature=0.0, stop_token_ids=self.stop_token_ids, seed=train.seed
-        )
-        batch = max(train.per_device_eval_batch_size, 1) if train.is_set("per_device_eval_batch_size") else 64
-        return HeldOut(self.eval_rows, self.engine, self.rewards, self.tokenizer, greedy, self.recorder, batch)
+        batch = train.per_device_eval_batch_size if train.is_set("per_device_eval_batch_size") else 64
+        return HeldOut(self.eval_rows, self.engine, self.rewards, self.tokenizer, self.greedy, self.recorder, batch)
 
     def _critic(self) -> Critic:
         model = self.config.model
@@ -230,43 +256,72 @@ class OnlineSession(Session):
         theirs = load_tokenizer(name, trust_remote_code=model.trust_remote_code)
         if theirs.get_vocab() != self.tokenizer.get_vocab():
             raise ModelError(f"model.reward_value_model: {name} has another tokenizer than the policy, so it cannot read its completions")
-        config = model.model_copy(update={"quantization": model.value_model_quantization})
-        trunk = load_model(config, self.precision, trained=not model.value_model_quantization, name=name, init_kwargs={})
+        quantised = model.value_model_quantization
+        config = model.model_copy(update={"quantization": quantised})
+        trunk = load_model(config, self.precision, trained=not quantised, name=name, init_kwargs={})
+        trunk.requires_grad_(not quantised)
+        if model.disable_dropout:
+            disable_dropout(trunk)
+        if check_packed(trunk) is not None:
+            use_padding(trunk)
         return Critic(trunk.config.get_text_config().hidden_size, trunk)
+
+    def _advise(self) -> None:
+        """Say once what defeats the algorithm or biases its ratio."""
+        for sentence in self.spec.advice(self.config.train):
+            self.recorder.note(sentence, level="warning")
+        if self.sampling.reshapes:
+            self.recorder.note(
+                "top_p or another truncation or penalty is on: completions come from another distribution than the one that the update "
+                "sees; the mismatch is logged as sampler_mismatch. Set top_p to 1 (and no other) for an unbiased ratio",
+                level="warning",
+            )
+
+    # Before and after -----------------------------------------------------------------------------------------------
+
+    def before(self) -> None:
+        self._show(0)
+
+    def after(self) -> None:
+        self._show(int(self.trainer.state.global_step))
+
+    def _show(self, step: int) -> None:
+        """Greedy answers for the report; evaluations write theirs themselves."""
+        if self.eval_rows is not None or rank() != 0:
+            return
+        asked = self._first_prompts()
+        found = self.engine.generate([ids for _, ids in asked], self.greedy)
+        for (prompt, _), tokens in zip(asked, found.completion_ids, strict=True):
+            self.recorder.sample(step, {"prompt": prompt, "completion": self._text(tokens)})
+
+    def _first_prompts(self) -> list[tuple[Any, list[int]]]:
+        """The first prompts of the evaluation data, else of the training data: (as asked, tokens)."""
+        rows = self.eval_rows if self.eval_rows is not None else self.train_rows
+        return [(asked_of(row), list(row["prompt_ids"])) for row in rows.select(range(min(SHOWN, len(rows))))]
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     # What a user calls ----------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, float]:
-        if self.eval_rows is None:
-            raise ConfigError("there is nothing to evaluate on: give eval_dataset or eval_split")
         held_out = self.held_out()
-        assert held_out is not None
+        if held_out is None:
+            raise ConfigError("there is nothing to evaluate on: give eval_dataset or eval_split")
         self.metrics = {f"eval_{name}": value for name, value in held_out(0).items()}
         return self.metrics
 
-    def predict(self, inputs: Sequence[Any], *, max_new_tokens: int | None = None) -> list[str]:  # type: ignore[override]
+    def predict(self, inputs: str | Sequence[Any], *, max_new_tokens: int | None = None) -> list[str]:  # type: ignore[override]
         """Greedy answers. Each input is a text (a user message where prompts are conversations), or a list of messages."""
-        chat = self.config.sources[0].task_type == "conversation"
-        prompts = [[{"role": "user", "content": item}] if chat and isinstance(item, str) else item for item in inputs]
+        asked = [self.asker(item)[1] for item in ([inputs] if isinstance(inputs, str) else inputs)]
         limit = max_new_tokens or self.config.train.max_completion_length
-        return GreedyGenerator.of(self.model, self.tokenizer).generate(prompts, max_new_tokens=limit)
+        params = SamplingParams(max_new_tokens=limit, temperature=0.0, stop_token_ids=self.stop_token_ids, seed=0)
+        return [self._text(tokens) for tokens in self.engine.generate(asked, params).completion_ids] if asked else []
 
     def preview(self, rows: int = 3) -> list[list[Any]]:
         """Tokens of the first prompts; none is trained."""
         first = self.train_rows.select(range(min(rows, len(self.train_rows))))
-        return [[(self.tokenizer.decode([token]), False) for token in row["prompt_ids"]] for row in first]
-
-    def after(self) -> None:
-        if self.eval_rows is None and rank() == 0:
-            prompts, ids = self._sample_prompts(None)
-            texts = self.engine.generate(ids, self._greedy(1))
-            for prompt, tokens in zip(prompts, texts.completion_ids):
-                self.recorder.sample(self.trainer.state.global_step, {"prompt": prompt, "completion": self.tokenizer.decode(tokens, skip_special_tokens=True)})
-
-    def _greedy(self, count: int) -> SamplingParams:
-        return SamplingParams(
-            max_new_tokens=self.config.train.max_completion_length, temperature=0.0, stop_token_ids=self.stop_token_ids, num_generations=count, seed=0
-        )
+        return [row_tokens(row["prompt_ids"], [-100] * len(row["prompt_ids"]), self.tokenizer) for row in first]
 
     def fingerprints(self) -> list[Mapping[str, Any]]:
         found: list[Mapping[str, Any]] = []
@@ -275,27 +330,3 @@ class OnlineSession(Session):
                 rows = load_rows(source, seed=self.config.train.data_seed)
                 found.append({"role": role, "name": source.name, "split": source.split, "rows": len(rows), "fingerprint": rows_fingerprint(rows)})
         return found
-
-
-def make_plan(config: Any, spec: algorithms.AlgorithmSpec) -> Plan:
-    """How rollouts and optimiser steps fit together; a `ConfigError` proposes what would fit."""
-    train = config.train
-    group = train.num_generations if spec.group_relative else 1
-    micro, accumulation = train.per_device_batch_size, train.gradient_accumulation_steps
-    step = micro * accumulation
-    if train.is_set("rollout_batch_size"):
-        completions = train.rollout_batch_size * group
-        if completions % step:
-            raise ConfigError(
-                f"train.rollout_batch_size: {train.rollout_batch_size} prompts x {group} completions = {completions} do not fill whole "
-                f"optimiser steps of {micro} x {accumulation} completions; choose a multiple of {step // math.gcd(step, group)}"
-            )
-        prompts = train.rollout_batch_size
-    else:
-        if step % group:
-            raise ConfigError(
-                f"train.gradient_accumulation_steps: {micro} x {accumulation} completions a step do not hold whole groups of {group}; "
-                f"choose a multiple of {group // math.gcd(micro, group)}, or set rollout_batch_size"
-            )
-        prompts = step // group
-    return Plan(prompts, group, micro, accumulation, spec.epochs(train))

@@ -3,7 +3,7 @@
 The trainer knows no algorithm by name: the spec says what is needed, how rewards become advantages, and the loss. Every
 optimiser step trains on `per_device_batch_size * gradient_accumulation_steps` completions per process. A rollout phase
 samples `rollout_batch_size` prompts with `num_generations` completions each and serves
-`epochs * completions / (completions per step)` optimiser steps.
+`num_ppo_epochs * completions / (completions per step)` optimiser steps.
 
 Losses are shares of the whole optimiser batch (all micro-batches and processes), so that they do not depend on how it was
 cut. Nothing holds a [tokens, vocabulary] tensor.
@@ -13,99 +13,80 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from aligntune.algorithms.base import AlgorithmSpec, ScoredRollouts
-from aligntune.algorithms.batch import Loss, Normalizers, RolloutBatch, combine_metrics
-from aligntune.models.forward import model_head, trunk_hidden
-from aligntune.models.kernels.linear_loss import linear_log_probs
-from aligntune.models.packed import PackedRows
-from aligntune.models.wrapped import run_as_forward
-from aligntune.trainers.critic import Critic
+from aligntune.algorithms.batch import Loss, Normalizers, combine_metrics
+from aligntune.trainers.critic import Critic, CriticGradients
+from aligntune.trainers.online_forward import Forward, by_tokens, scatter
+from aligntune.trainers.online_metrics import Meter, of_all_processes, of_all_shares
+from aligntune.trainers.online_plan import Plan
+from aligntune.trainers.online_state import OnlineState, restore
 from aligntune.trainers.parallel import AutocastLoss
-from aligntune.trainers.rollout_phase import Rollout, Sampler, fill_missing, length_mask, padded
+from aligntune.trainers.reference import Reference, SyncReference
+from aligntune.trainers.rollout import Rollout, fill_missing, length_mask, padded
+from aligntune.trainers.rollout_phase import Sampler, Scored
 
 logger = logging.getLogger(__name__)
 
-STATE = "rollouts.pt"
-"""File in a checkpoint that holds the phase in progress."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How phases, steps and micro-batches fit together, per process."""
-
-    prompts: int
-    """Prompts of a rollout phase."""
-    group: int
-    micro: int
-    """Completions of a forward pass."""
-    accumulation: int
-    passes: int
-    """Passes over each phase."""
-
-    @property
-    def completions(self) -> int:
-        return self.prompts * self.group
-
-    @property
-    def step(self) -> int:
-        """Completions of an optimiser step."""
-        return self.micro * self.accumulation
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of a phase."""
-        return self.passes * self.completions // self.step
-
-    @property
-    def on_policy(self) -> bool:
-        """Whether each phase serves a single update, so that the ratio is 1."""
-        return self.steps == 1
+ALL_TRUNCATED = (
+    "every completion of a rollout was truncated, so that none carries loss: raise max_completion_length, or set "
+    "mask_truncated_completions to false"
+)
 
 
 class OnlineTrainer(AutocastLoss, Trainer):
-    """`sampler` makes rollouts, `reference` (an object with `log_probs(rows, temperature)` and `sync`) and `critic` where
-    the spec needs them; `held_out(step)` gives the metrics of an evaluation."""
+    """`sampler` makes rollouts; `reference` and `critic` where the spec needs them; `held_out(step)` gives the metrics of an
+    evaluation."""
 
     def __init__(
-        self, model: Any, args: Any, *, spec: AlgorithmSpec, settings: Any, plan: Plan, sampler: Sampler, reference: Any = None,
-        critic: Critic | None = None, held_out: Callable[[int], dict[str, float]] | None = None, **kwargs: Any,
+        self, model: Any, args: Any, *, spec: AlgorithmSpec, settings: Any, plan: Plan, sampler: Sampler,
+        reference: Reference | None = None, critic: Critic | None = None,
+        held_out: Callable[[int], dict[str, float]] | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init__(model, args, **kwargs)
         self.spec, self.settings, self.plan, self.sampler = spec, settings, plan, sampler
         self.reference, self.critic, self.held_out = reference, critic, held_out
         self.needs = spec.needs(settings)
+        self.temperature = sampler.params.temperature or 1.0
+        self.forward = Forward(critic, self.temperature)
+        self.rollout: Rollout | None = None
+        self.order = torch.empty(0, dtype=torch.long)
+        """Rows of the phase in the order of training, for all its passes."""
         self.phase = 0
         """Rollout phases so far."""
         self.done = 0
         """Micro-batches of this phase that were trained on."""
-        self.rollout: Rollout | None = None
-        self._order: Tensor = torch.empty(0)
+        self.tokens = 0
+        """Tokens that this process has trained on."""
+        self.meter = Meter()
         self._totals = Normalizers(1, 1)
         self._shares: list[dict[str, Tensor]] = []
-        self._logged: list[dict[str, float]] = []
-        self._update_seconds = 0.0
         self._warned: set[str] = set()
-        self._sync_after_step = False
+        self._update = (0.0, 0)
+        """Seconds and tokens of this phase's updates."""
         if critic is not None:
             critic.to(self.args.device)
-            self.add_callback(_CriticGradients(self))
-        self.add_callback(_KeepsRollouts(self))
+            self.add_callback(CriticGradients(critic, self.accelerator.num_processes))
+        if reference is not None and settings.sync_ref_model:
+            self.add_callback(
+                SyncReference(reference, model, settings.ref_model_mixup_alpha, settings.ref_model_sync_steps)
+            )
+        self.add_callback(OnlineState(self))
 
     # transformers' hooks --------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader:
-        """One empty item per micro-batch: prompts are drawn when a phase begins, not when a loader prefetches."""
-        items = range(self.args.max_steps * self.plan.accumulation)
+        """One empty item per micro-batch of a pass: prompts are drawn when a phase begins, not when a loader prefetches."""
+        phases = self.plan.phases(len(self.sampler.stream), self.args.world_size)
+        items = range(phases * self.plan.steps * self.plan.accumulation)
         return DataLoader(items, batch_size=1, collate_fn=lambda _: {})  # type: ignore[arg-type]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -116,26 +97,26 @@ class OnlineTrainer(AutocastLoss, Trainer):
         return optimizer
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        if resume_from_checkpoint is not None and not isinstance(resume_from_checkpoint, bool):
-            self.load_phase(Path(resume_from_checkpoint))
+        if isinstance(resume_from_checkpoint, (str, Path)):
+            restore(self, Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of the next micro-batch; a new phase first when the last one is used up."""
         if self.rollout is None or self.done == self.plan.steps * self.plan.accumulation:
-            self._begin_phase()
+            self.begin_phase()
         started = time.perf_counter()
         if self.done % self.plan.accumulation == 0:
             self._begin_step()
         model.train()
-        rows = self._rows_of(self.done)
+        rows = self.order[self.done * self.plan.micro : (self.done + 1) * self.plan.micro]
         with self.compute_loss_context_manager():
             loss = self.loss_of(model, rows)
         scale = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
         self.accelerator.backward(loss.value * self.accelerator.num_processes, **scale)
         self.done += 1
         self._shares.append(loss.metrics)
-        self._update_seconds += time.perf_counter() - started
+        self._update = (self._update[0] + time.perf_counter() - started, self._update[1])
         if self.done % self.plan.accumulation == 0:
             self._end_step()
         return loss.value.detach() * self.accelerator.num_processes
@@ -149,166 +130,122 @@ class OnlineTrainer(AutocastLoss, Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Training logs get the means of what was measured since the last one."""
-        if "loss" in logs and self._logged:
-            names = dict.fromkeys(name for entry in self._logged for name in entry)
-            for name in names:
-                values = [entry[name] for entry in self._logged if name in entry]
-                logs[name] = sum(values) / len(values) if name != "loss" else logs["loss"]
-            self._logged = []
-        if "epoch" in logs or "loss" in logs:
-            logs["epoch"] = round(self.sampler.stream.epoch, 4)
+        """Training logs get what was measured since the last one."""
+        if "loss" in logs:
+            tokens = self._all_sum(torch.tensor(self.tokens, dtype=torch.int64))
+            logs |= self.meter.pop() | {"num_tokens": int(tokens)}
         super().log(logs, *args, **kwargs)
 
     # A phase --------------------------------------------------------------------------------------------------------
 
-    def _begin_phase(self) -> None:
-        seed = self.args.seed + 7919 * self.phase * self.accelerator.num_processes + self.accelerator.process_index
+    def begin_phase(self) -> None:
+        """Sample and score completions, and decide in which order they are trained on."""
+        seed = self.args.seed + 7919 * (self.phase * self.args.world_size + self.args.process_index)
         self.model.eval()
-        scored = self.sampler.sample(self.plan.prompts, seed)
-        self.rollout = self._with_advantages(scored)
-        self.phase, self.done = self.phase + 1, 0
+        scored = self.sampler.sample(self.plan.prompts, seed, self._agree)
+        self.rollout = self._rollout(scored)
+        self.phase, self.done, self._update = self.phase + 1, 0, (0.0, 0)
         generator = torch.Generator().manual_seed(self.args.seed + self.phase)
         count = len(self.rollout)
-        passes = [torch.randperm(count, generator=generator) if self.plan.passes > 1 else torch.arange(count) for _ in range(self.plan.passes)]
-        self._order = torch.cat(passes)
-        self._update_seconds = 0.0
+        shuffled = self.plan.passes > 1
+        passes = [torch.randperm(count, generator=generator) if shuffled else torch.arange(count) for _ in range(self.plan.passes)]
+        self.order = torch.cat(passes)
 
-    def _with_advantages(self, scored: Any) -> Rollout:
+    def _rollout(self, scored: Scored) -> Rollout:
         """Log-probabilities of policy and reference, values, and what the spec makes of the rewards."""
-        found = scored.rollouts
-        prompts = [list(row["prompt_ids"]) for row in scored.rows for _ in range(self.plan.group)]
-        mask = length_mask(found.completion_ids)
-        ended = torch.tensor(found.finished)
+        found, group = scored.rollouts, self.plan.group
+        mask, ended = length_mask(found.completion_ids), torch.tensor(found.finished)
         rewards, missing = fill_missing(scored.rewards)
-        loss_mask = mask & ~missing.flatten()[:, None]
+        counted = ~missing.flatten()
+        counted[len(counted) - scored.fillers * group :] = False
+        loss_mask = mask & counted[:, None]
         if self.spec.masks_truncated(self.settings):
             loss_mask &= ended[:, None]
         sampler = padded(found.sampler_log_probs)
-        rollout = Rollout(
-            prompts, found.completion_ids, ended, loss_mask, rewards, torch.empty(0), sampler, metrics=dict(scored.metrics)
-        )
+        prompts = [list(row["prompt_ids"]) for row in scored.rows for _ in range(group)]
+        rollout = Rollout(prompts, found.completion_ids, loss_mask, counted, torch.empty(0), sampler, metrics=scored.metrics)
+        started = time.perf_counter()
         self._measure(rollout)
-        old = rollout.old_log_probs if rollout.old_log_probs is not None else sampler
-        advantages = self.spec.compute_advantages(
-            ScoredRollouts(rewards, mask, ended, old, rollout.ref_log_probs, rollout.values), self.settings, self._all_sum
-        )
-        rollout.advantages, rollout.returns = advantages.advantages, advantages.returns
-        rollout.metrics |= {name: float(value) for name, value in advantages.metrics.items()}
-        rollout.metrics["reward"] = float(rewards.mean())
-        spread = rollout.advantages
-        rollout.metrics |= {"advantages/mean": float(spread.mean()), "advantages/std": float(spread.std()) if spread.numel() > 1 else 0.0}
+        rollout.metrics["perf/scoring_seconds"] = time.perf_counter() - started
+        if found.log_probs is not None and rollout.old_log_probs is not None:
+            difference = (rollout.old_log_probs - padded(found.log_probs)).abs()[loss_mask]
+            rollout.metrics["engine_mismatch"] = float(difference.mean()) if len(difference) else 0.0
+        old = rollout.old_log_probs if rollout.old_log_probs is not None else padded(found.log_probs or found.sampler_log_probs)
+        made = self.spec.compute_advantages(
+            ScoredRollouts(rewards, mask & ~missing.flatten()[:, None], ended, old, rollout.ref_log_probs, rollout.values),
+            self.settings, self._all_sum,
+        )  # fmt: skip
+        rollout.advantages, rollout.returns = made.advantages, made.returns
+        rollout.metrics |= {name: float(value) for name, value in made.metrics.items()} | advantage_metrics(rollout)
         if not bool(loss_mask.any()):
-            self._warn_once("every completion of a rollout was truncated, so that none carries loss: raise max_completion_length, or set "
-                            "mask_truncated_completions to false")  # fmt: skip
+            self._warn_once(ALL_TRUNCATED)
         return rollout
 
     @torch.no_grad()
     def _measure(self, rollout: Rollout) -> None:
-        """Old log-probabilities (where an update will differ from the sampling policy), the reference's, and values."""
-        needs = self.needs
-        wants_old = not self.plan.on_policy or needs.values
-        parts: dict[str, list[Tensor]] = {"old": [], "ref": [], "values": []}
-        width = rollout.sampler_log_probs.shape[1]
-        for start in range(0, len(rollout), self.plan.micro):
-            rows = self._packed(rollout, range(start, min(start + self.plan.micro, len(rollout))))
+        """Old log-probabilities (where an update will differ from the sampling policy), the reference's, and values.
+
+        Rows without loss are left out, unless there are values: then the advantages look at every row.
+        """
+        needs, shape = self.needs, rollout.loss_mask.shape
+        rows = torch.arange(len(rollout)) if needs.values else rollout.with_loss(torch.arange(len(rollout)))
+        if not self.plan.on_policy or needs.values:
+            rollout.old_log_probs = torch.zeros(shape)
+        rollout.values = torch.zeros(shape) if needs.values else None
+        rollout.ref_log_probs = torch.zeros(shape) if needs.reference else None
+        if rollout.old_log_probs is None and rollout.ref_log_probs is None:
+            return
+        lengths = [len(rollout.prompt_ids[at]) + len(rollout.completion_ids[at]) for at in rows.tolist()]
+        for places in by_tokens(lengths):
+            packed = rollout.packed(rows[places], self.args.device)
             with self.compute_loss_context_manager():
-                if wants_old:
-                    log_probs, _, values = self._forward(self.model_wrapped, rows, entropy=False)
-                    parts["old"].append(_wide(rows.padded(log_probs), width))
-                    if values is not None:
-                        parts["values"].append(_wide(rows.padded(values), width))
-                if needs.reference:
-                    reference = self.reference.log_probs(rows, self.settings.temperature)
-                    parts["ref"].append(_wide(rows.padded(reference), width))
-        rollout.old_log_probs = torch.cat(parts["old"]).cpu() if parts["old"] else None
-        rollout.ref_log_probs = torch.cat(parts["ref"]).cpu() if parts["ref"] else None
-        rollout.values = torch.cat(parts["values"]).cpu() if parts["values"] else None
+                if rollout.old_log_probs is not None:
+                    found = self.forward(self.model_wrapped, packed)
+                    scatter(rollout.old_log_probs, rows[places], packed.padded(found.log_probs))
+                    if rollout.values is not None and found.values is not None:
+                        scatter(rollout.values, rows[places], packed.padded(found.values))
+                if rollout.ref_log_probs is not None and self.reference is not None:
+                    reference = self.reference.log_probs(packed, self.temperature)
+                    scatter(rollout.ref_log_probs, rows[places], packed.padded(reference))
 
     # A step ---------------------------------------------------------------------------------------------------------
-
-    def _rows_of(self, micro_batch: int) -> Tensor:
-        return self._order[micro_batch * self.plan.micro : (micro_batch + 1) * self.plan.micro]
 
     def _begin_step(self) -> None:
         """Counts over the whole optimiser batch, of all processes."""
         assert self.rollout is not None
         start = self.done * self.plan.micro
-        rows = self._order[start : start + self.plan.step]
-        tokens = self._all_sum(self.rollout.loss_mask[rows].sum().double())
-        sequences = len(rows) * self.accelerator.num_processes
-        self._totals = Normalizers(sequences, tokens.item(), self.settings.max_completion_length)
+        mine = self.rollout.counts(self.order[start : start + self.plan.step], self.settings.max_completion_length)
+        both = self._all_sum(torch.stack([torch.as_tensor(mine.num_sequences), torch.as_tensor(mine.num_tokens)]))
+        self._totals = Normalizers(*both.tolist(), self.settings.max_completion_length)
 
     def loss_of(self, model: Any, rows: Tensor) -> Loss:
         """The loss share of the completions `rows` of this phase."""
-        rollout = self.rollout
-        assert rollout is not None
-        packed = self._packed(rollout, rows.tolist())
-        log_probs, entropy, values = self._forward(model, packed, entropy=True)
-        new = packed.padded(log_probs)
-        width, device = new.shape[1], new.device
-        old = new.detach() if rollout.old_log_probs is None else rollout.old_log_probs[rows, :width].to(device)
-
-        def part(of: Tensor | None) -> Tensor | None:
-            return None if of is None else of[rows, :width].to(device)
-
-        advantages = rollout.advantages[rows]
-        batch = RolloutBatch(
-            new, old, rollout.loss_mask[rows, :width].to(device), (advantages[:, :width] if advantages.dim() == 2 else advantages).to(device),
-            part(rollout.ref_log_probs), part(rollout.sampler_log_probs),
-            None if values is None else packed.padded(values), part(rollout.values), part(rollout.returns),
-            None if entropy is None else packed.padded(entropy),
-        )  # fmt: skip
-        return self.spec.loss(batch, self.settings, self._totals)
-
-    def _forward(self, model: Any, rows: PackedRows, *, entropy: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(log-probabilities, entropy, values), [M] each, of the trained tokens; through the model's wrappers."""
-
-        def compute(_: Any = None) -> tuple[Tensor, ...]:
-            hidden = trunk_hidden(self.model, rows)[rows.predictors]
-            head = model_head(self.model)
-            found = linear_log_probs(
-                hidden, head.weight, rows.targets, **head.arguments(self.settings.temperature), entropy=entropy,
-                entropy_grad=entropy and self.needs.entropy,
-            )  # fmt: skip
-            values = () if self.critic is None else (self.critic(rows, hidden),)
-            return (found.log_probs, *((found.entropy,) if entropy else ()), *values)
-
-        out = list(run_as_forward(model, compute))
-        log_probs = out.pop(0)
-        return log_probs, out.pop(0) if entropy else None, out.pop(0) if out else None
-
-    def _packed(self, rollout: Rollout, at: Any) -> PackedRows:
-        prompts, completions = [rollout.prompt_ids[i] for i in at], [rollout.completion_ids[i] for i in at]
-        return PackedRows.from_completions(prompts, completions, self.args.device)
+        assert self.rollout is not None
+        rows = self.rollout.with_loss(rows)
+        packed = self.rollout.packed(rows, self.args.device)
+        new = self.forward(model, packed, entropy=True, entropy_grad=self.needs.entropy)
+        read = packed.input_ids.numel()
+        self.tokens += read
+        self._update = (self._update[0], self._update[1] + read)
+        return self.spec.loss(self.rollout.batch(rows, packed, new), self.settings, self._totals)
 
     def _end_step(self) -> None:
         """Metrics of the finished optimiser batch, over all processes."""
         assert self.rollout is not None
-        shares = combine_metrics(self._shares)
+        entry = of_all_shares(combine_metrics(self._shares), self.accelerator)
+        entry.pop("loss", None)  # the trainer's own
         self._shares = []
-        names = sorted(shares)
-        values = torch.stack([shares[name].detach().double() for name in names]) if names else torch.empty(0)
-        if self.accelerator.num_processes > 1:
-            values = self._reduced(names, values)
-        entry = dict(zip(names, values.tolist()))
-        entry.pop("loss", None)
         if self.done == self.plan.accumulation:  # the first step of a phase brings the phase's own numbers
-            entry |= self._phase_metrics()
+            entry |= of_all_processes(self._with_speed(self.rollout), self.accelerator)
         if self.done == self.plan.steps * self.plan.accumulation:
-            entry["perf/update_seconds"] = self._update_seconds
-        self._logged.append(entry)
-        if self.settings.sync_ref_model and self.reference is not None and (self.state.global_step + 1) % self.settings.ref_model_sync_steps == 0:
-            self._sync_after_step = True
+            seconds, tokens = self._update
+            entry |= {"perf/update_seconds": seconds, "perf/update_tokens_per_second": tokens / max(seconds, 1e-9)}
+        self.meter.add(entry)
 
-    def _phase_metrics(self) -> dict[str, float]:
-        assert self.rollout is not None
-        metrics = self.rollout.metrics
-        if self.accelerator.num_processes == 1:
-            return dict(metrics)
-        names = sorted(metrics)
-        total = self._all_sum(torch.tensor([metrics[name] for name in names], dtype=torch.float64))
-        return dict(zip(names, (total / self.accelerator.num_processes).tolist()))
+    def _with_speed(self, rollout: Rollout) -> dict[str, float]:
+        tokens = rollout.metrics["completions/mean_length"] * len(rollout)
+        speed = tokens / max(rollout.metrics["perf/rollout_seconds"], 1e-9)
+        return rollout.metrics | {"perf/rollout_tokens_per_second": speed}
 
     # Processes ------------------------------------------------------------------------------------------------------
 
@@ -320,85 +257,24 @@ class OnlineTrainer(AutocastLoss, Trainer):
         distributed.all_reduce(total)
         return total.to(value.device)
 
-    def _reduced(self, names: list[str], values: Tensor) -> Tensor:
-        gathered = self.accelerator.gather(values.to(self.args.device)[None])
-        columns = [
-            gathered[:, at].min() if name.endswith("_min") else gathered[:, at].max() if name.endswith("_max") else gathered[:, at].sum()
-            for at, name in enumerate(names)
-        ]
-        return torch.stack(columns)
+    def _agree(self, count: int) -> int:
+        """The largest count of any process."""
+        if self.accelerator.num_processes == 1:
+            return count
+        most = torch.tensor(count, device=self.args.device)
+        distributed.all_reduce(most, distributed.ReduceOp.MAX)
+        return int(most)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
             logger.warning(message)
 
-    # Checkpoints ----------------------------------------------------------------------------------------------------
 
-    def save_phase(self, checkpoint: Path) -> None:
-        """Write the phase in progress, so that a killed run goes on in its middle."""
-        state: dict[str, Any] = {
-            "phase": self.phase, "done": self.done, "position": self.sampler.stream.position, "order": self._order,
-            "rollout": None if self.rollout is None else vars(self.rollout), "rewards": self.sampler.rewards.state_dict(),
-            "critic": None if self.critic is None else self.critic.state_dict(), "update_seconds": self._update_seconds,
-        }  # fmt: skip
-        if self.reference is not None:
-            state["reference"] = self.reference.state_dict()
-        torch.save(state, checkpoint / self._state_name())
-
-    def load_phase(self, checkpoint: Path) -> None:
-        """Continue the phase of a checkpoint."""
-        path = checkpoint / self._state_name()
-        if not path.exists():
-            return
-        state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        self.phase, self.done, self._order = state["phase"], state["done"], state["order"]
-        self.sampler.stream.position = state["position"]
-        self.rollout = None if state["rollout"] is None else Rollout(**state["rollout"])
-        self.sampler.rewards.load_state_dict(state["rewards"])
-        self._update_seconds = state["update_seconds"]
-        if self.critic is not None:
-            self.critic.load_state_dict(state["critic"])
-        if self.reference is not None and state.get("reference"):
-            self.reference.load_state_dict(state["reference"])
-
-    def _state_name(self) -> str:
-        return STATE if self.accelerator.num_processes == 1 else f"{self.accelerator.process_index}.{STATE}"
-
-
-class _KeepsRollouts(TrainerCallback):
-    """Writes the phase into every checkpoint, and moves the reference when its time has come."""
-
-    def __init__(self, trainer: OnlineTrainer) -> None:
-        self.trainer = trainer
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.save_phase(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer._sync_after_step:
-            self.trainer.reference.sync(self.trainer.model, self.trainer.settings.ref_model_mixup_alpha)
-            self.trainer._sync_after_step = False
-
-
-class _CriticGradients(TrainerCallback):
-    """The critic is outside the policy's wrapper: its gradients are averaged, clipped and cleared here."""
-
-    def __init__(self, trainer: OnlineTrainer) -> None:
-        self.trainer = trainer
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        critic = self.trainer.critic
-        assert critic is not None
-        critic.synchronise(self.trainer.accelerator.num_processes)
-        if args.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(critic.parameters(), args.max_grad_norm)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        assert self.trainer.critic is not None
-        self.trainer.critic.zero_grad()
-
-
-def _wide(values: Tensor, width: int) -> Tensor:
-    """[B, L] as [B, width], zero on the right."""
-    return torch.nn.functional.pad(values, (0, width - values.shape[1]))
+def advantage_metrics(rollout: Rollout) -> dict[str, float]:
+    """Mean and spread of the advantages that reach the loss."""
+    advantages = rollout.advantages
+    used = advantages[rollout.loss_mask] if advantages.dim() == 2 else advantages[rollout.counted]
+    if not len(used):
+        return {}
+    return {"advantages/mean": float(used.mean()), "advantages/std": float(used.std(correction=0))}

@@ -4,7 +4,7 @@
 |---|---|
 | `adapter disabled` | LoRA: the policy's own base, with the adapter switched off; costs no memory |
 | `adapter NAME` | `ref_adapter_name`: another adapter on the same base |
-| `copy` | full fine-tuning, `force_use_ref_model`, `ref_model_init_kwargs`: a frozen model of its own |
+| `copy` | full fine-tuning, `force_use_ref_model`, `ref_model_init_kwargs`, `sync_ref_model`: a frozen model of its own |
 
 A copy is loaded as the policy was (`sft_path` if given, else `name_or_path`), never read back from a config's path, so that it
 is what the policy was before its first step.
@@ -19,11 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 from aligntune.errors import ConfigError
-from aligntune.models.forward import packed_log_probs
+from aligntune.models.forward import packed_log_probs, runs_padded, use_padding
 from aligntune.models.load import load_model
 from aligntune.models.packed import PackedRows
+from aligntune.models.save import merged
+from aligntune.models.tokenizer import fit_embeddings
 from aligntune.models.wrapped import unwrapped
 
 
@@ -43,13 +46,17 @@ class Reference:
             if not has_adapter or config.ref_adapter_name not in inner.peft_config:
                 raise ConfigError(f"model.ref_adapter_name: the policy has no adapter named {config.ref_adapter_name!r}")
             return cls(inner, f"adapter {config.ref_adapter_name}", config.ref_adapter_name)
-        if has_adapter and not (config.force_use_ref_model or config.ref_model_init_kwargs):
+        moves = session.config.train.sync_ref_model
+        if has_adapter and not (config.force_use_ref_model or config.ref_model_init_kwargs or moves):
             return cls(inner, "adapter disabled")
         if config.ref_model_init_kwargs or has_adapter:
             kwargs = config.ref_model_init_kwargs or None
-            model = load_model(config, session.precision, trained=False, name=config.sft_path, init_kwargs=kwargs)
+            model = load_model(config, session.precision, trained=False, init_kwargs=kwargs)
+            fit_embeddings(model, session.tokenizer)
         else:
             model = copy.deepcopy(inner)
+        if runs_padded(inner):
+            use_padding(model)
         return cls(model.eval().requires_grad_(False), "copy")
 
     @torch.no_grad()
@@ -60,10 +67,10 @@ class Reference:
 
     @torch.no_grad()
     def sync(self, policy: nn.Module, alpha: float) -> None:
-        """ref <- alpha * policy + (1 - alpha) * ref (TR-DPO, arXiv 2404.09656). Raises `ConfigError` unless it is a copy."""
-        inner = unwrapped(policy)
-        if self.mode != "copy" or hasattr(inner, "peft_config"):
-            raise ConfigError("train.sync_ref_model: needs full fine-tuning, where the reference is a copy of its own (use_peft: false)")
+        """ref <- alpha * policy + (1 - alpha) * ref (TR-DPO, arXiv 2404.09656), an adapter of the policy merged."""
+        inner: Any = unwrapped(policy)
+        if hasattr(inner, "peft_config"):
+            inner = merged(inner)
         for mine, theirs in zip(self.model.parameters(), inner.parameters(), strict=True):
             mine.lerp_(theirs.to(mine.dtype), alpha)
         self._moved = True
@@ -97,3 +104,14 @@ class Reference:
                     model.set_adapter(before)  # type: ignore[operator]
         finally:
             model.train(training)
+
+
+class SyncReference(TrainerCallback):
+    """Moves the reference towards the policy every `every` optimiser steps."""
+
+    def __init__(self, reference: Reference, policy: nn.Module, alpha: float, every: int) -> None:
+        self.reference, self.policy, self.alpha, self.every = reference, policy, alpha, every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0:
+            self.reference.sync(self.policy, self.alpha)

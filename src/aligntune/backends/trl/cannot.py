@@ -17,21 +17,12 @@ def grpo(run: RLRunConfig) -> str | None:
     if train.kl_coef > 0 and train.kl_estimator != "k3":
         return f"knows kl_estimator k3 only, not {train.kl_estimator}"
     named = {
-        "grpo_alpha": train.is_set("grpo_alpha"), "group_by_length": train.is_set("group_by_length") and train.group_by_length,
-        "stop_token": train.stop_token != "eos", "padding_free": train.padding_free, "sync_ref_model with LoRA": train.sync_ref_model and model.use_peft,
-        "data_seed over several passes": train.is_set("data_seed") and (train.epochs or 1) > 1,
-        "fast_inference": train.fast_inference,
+        "grpo_alpha": train.is_set("grpo_alpha"), "stop_token": train.stop_token != "eos", "padding_free": train.padding_free,
+        "sync_ref_model with LoRA": train.sync_ref_model and model.use_peft, "fast_inference": train.fast_inference,
+        "use_liger_loss": bool(train.use_liger_loss),
     }  # fmt: skip
-    named |= {
-        name: model.is_set(name)
-        for name in (
-            "force_use_ref_model",
-            "ref_model_init_kwargs",
-            "model_adapter_name",
-            "ref_adapter_name",
-            "sft_path",
-        )
-    }
+    adapters = ("force_use_ref_model", "ref_model_init_kwargs", "model_adapter_name", "ref_adapter_name")
+    named |= {name: bool(getattr(model, name)) for name in adapters}
     refused = [name for name, given in named.items() if given]
     return f"does not act on {', '.join(refused)}" if refused else None
 

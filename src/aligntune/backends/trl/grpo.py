@@ -1,39 +1,102 @@
 """GRPO, DAPO, Dr. GRPO and GSPO by TRL's `GRPOTrainer`.
 
-Prompts, rollouts and rewards are ours: TRL gets tokens through `rollout_func` (so that generation is the fast engine's, with
-our prompt budget and stop tokens) and one reward function that is the run's whole reward set. The loss and the loop are TRL's.
+Prompts, rollouts, rewards and evaluation are ours: TRL gets tokens through `rollout_func` (so that generation is the fast
+engine's, with our prompt budget and stop tokens), one reward function that is the run's whole reward set, and prompts in the run's
+order. The loss and the loop are TRL's. Its dataset holds row numbers as prompts; what they stand for is looked up in the session.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from aligntune.config.enums import AlgorithmType
 from aligntune.trainers.arguments import training_arguments
-from aligntune.trainers.rollout_phase import PromptStream
+from aligntune.trainers.online_metrics import Meter
+from aligntune.trainers.rollout_phase import length_metrics, reward_arguments, with_headline
 
 if TYPE_CHECKING:
     from aligntune.config.run import RLRunConfig
     from aligntune.trainers.online import OnlineSession
 
+REWARDS = "rewards.json"
+"""File in a checkpoint with the running means of normalised rewards."""
 
-class HeldOutGRPOTrainer(GRPOTrainer):
-    """`GRPOTrainer` whose evaluation is ours: held-out prompts, answered greedily, scored by the task."""
+OUR_NAMES = {
+    "clip_ratio/low_mean": "clip_fraction_low",
+    "clip_ratio/high_mean": "clip_fraction_high",
+    "frac_reward_zero_std": "zero_variance_groups",
+    "step_time": "perf/step_seconds",
+}
+DROPPED = ("rewards/reward/", "clip_ratio/", "completions/", "reward_std", "sampling/")
+"""Beginnings of metrics that ours say better, or that the native trainer has not got."""
 
+
+class OurMetrics(Trainer):
+    """Comes after TRL's class: gives its training metrics the names of the native trainer, and adds those of the rollouts."""
+
+    meter: Meter
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            renamed = {OUR_NAMES.get(name, name): value for name, value in logs.items()}
+            logs.clear()
+            logs.update({name: value for name, value in renamed.items() if not name.startswith(DROPPED)} | self.meter.pop())
+        super().log(logs, *args, **kwargs)
+
+
+class SessionGRPOTrainer(GRPOTrainer, OurMetrics):
+    """`GRPOTrainer` with the session's prompt order, held-out evaluation and metrics. `session` is set right after init."""
+
+    session: OnlineSession
     held_out: Any = None
+
+    def get_train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train_dataset, batch_sampler=PhaseRows(self), collate_fn=list)  # type: ignore[arg-type]
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        saved = Path(str(resume_from_checkpoint)) / REWARDS
+        if resume_from_checkpoint is not None and saved.exists():
+            self.session.rewards.load_state_dict(json.loads(saved.read_text()))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         found = self.held_out(self.state.global_step) if self.held_out is not None else {}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.model.eval()  # or TRL takes these for training metrics
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+class PhaseRows:
+    """Row numbers of each phase of a pass, a prompt's completions side by side. TRL draws them for every micro-batch, and
+    generates at the first of a phase."""
+
+    def __init__(self, trainer: SessionGRPOTrainer) -> None:
+        self.trainer, self.plan, self.stream = trainer, trainer.session.plan, trainer.session.stream()
+        self.phases = self.plan.phases(len(self.stream), self.stream.world)
+
+    def __len__(self) -> int:
+        return self.phases * self.plan.steps * self.plan.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        passes = self.trainer.state.global_step // (self.phases * self.plan.steps)
+        for phase in range(passes * self.phases, (passes + 1) * self.phases):
+            places = self.stream.places(phase * self.stream.phase, self.plan.prompts)
+            rows = [place for place in places for _ in range(self.plan.group)]
+            for _ in range(self.plan.steps * self.plan.accumulation):
+                yield rows
 
 
 def algorithm_arguments(run: RLRunConfig) -> dict[str, Any]:
@@ -54,24 +117,29 @@ def algorithm_arguments(run: RLRunConfig) -> dict[str, Any]:
         "importance_sampling_level": level,
         "epsilon": low,
         "epsilon_high": high,
+        "delta": None,
         "beta": train.kl_coef,
         "use_bias_correction_kl": False,  # True multiplies k3 by the ratio
         "scale_rewards": train.scale_rewards,
+        "multi_objective_aggregation": "sum_then_normalize",
         "mask_truncated_completions": train.mask_truncated_completions,
         "num_iterations": train.num_ppo_epochs or 1,
+        "top_entropy_quantile": 1.0,
+        "entropy_coef": 0.0,
+        "use_adaptive_entropy": False,
+        "off_policy_mask_threshold": None,
         "sync_ref_model": train.sync_ref_model,
         "ref_model_mixup_alpha": train.ref_model_mixup_alpha,
         "ref_model_sync_steps": train.ref_model_sync_steps,
     }
 
 
-def grpo_trainer(session: OnlineSession, callbacks: Sequence[Any]) -> HeldOutGRPOTrainer:
+def grpo_trainer(session: OnlineSession, callbacks: Sequence[Any]) -> SessionGRPOTrainer:
     """The trainer of a session, with nothing left to TRL's defaults."""
-    run, plan = session.config, session.plan
+    run, plan, model = session.config, session.plan, session.model
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func announces itself as experimental
-    for sentence in session.spec.advice(run.train):
-        session.recorder.note(sentence, level="warning")
-    rows, texts = _rows(session)
+    model.generation_config.eos_token_id = list(session.stop_token_ids)  # by them TRL tells what was truncated
+    meter = Meter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         arguments = training_arguments(
@@ -86,66 +154,85 @@ def grpo_trainer(session: OnlineSession, callbacks: Sequence[Any]) -> HeldOutGRP
             num_generations_eval=1,
             steps_per_generation=plan.completions // plan.micro,
             max_completion_length=run.train.max_completion_length,
-            temperature=run.train.temperature,
+            temperature=session.sampling.temperature or 1.0,
             top_p=run.train.top_p,
             shuffle_dataset=False,
+            use_vllm=False,
             log_completions=False,
             **algorithm_arguments(run),
         )
-        trainer = HeldOutGRPOTrainer(
-            model=session.model,
-            reward_funcs=[_Rewards(session.rewards, texts)],
+        trainer = SessionGRPOTrainer(
+            model=model,
+            reward_funcs=[_Rewards(session, meter)],
             args=arguments,
-            train_dataset=rows,
-            eval_dataset=None
-            if session.eval_rows is None
-            else session.eval_rows.rename_columns(_prompt_text(session.eval_rows)),
+            train_dataset=Dataset.from_dict({"prompt": [str(at) for at in range(len(session.train_rows))]}),
+            eval_dataset=None if session.eval_rows is None else Dataset.from_dict({"prompt": ["0"]}),  # ours evaluates
             processing_class=session.tokenizer,
             callbacks=list(callbacks),
-            rollout_func=_Rollouts(session, texts),
+            rollout_func=_Rollouts(session, meter),
         )
-    trainer.held_out = session.held_out()
+    trainer.session, trainer.meter, trainer.held_out = session, meter, session.held_out()
+    trainer.add_callback(_OnlineParts(trainer))
+    _use_our_reference(trainer)
     return trainer
 
 
-def _rows(session: OnlineSession) -> tuple[Any, dict[str, Any]]:
-    """The prompts in the run's order, `prompt` being their rendered text, and what each text was made from."""
-    train = session.config.train
-    stream = PromptStream(session.train_rows, seed=train.data_seed)
-    order = stream.draw(len(session.train_rows))
-    texts = {row["prompt_text"]: row for row in order}
-    rows = session.train_rows.select(stream.order(0))
-    if "prompt" in rows.column_names:
-        rows = rows.remove_columns("prompt")
-    return rows.rename_column("prompt_text", "prompt").remove_columns(["prompt_ids", "length"]), texts
-
-
-def _prompt_text(rows: Any) -> dict[str, str]:
-    return {"prompt_text": "prompt"} if "prompt" not in rows.column_names else {}
+def _use_our_reference(trainer: SessionGRPOTrainer) -> None:
+    """Give TRL's reference the policy's weights: TRL reads them from the folder that the policy came from, and misses what was
+    done to it since (merged adapters, new tokens)."""
+    if trainer.ref_model is None:
+        return
+    reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+    rows = trainer.model.get_input_embeddings().weight.shape[0]
+    if reference.get_input_embeddings().weight.shape[0] != rows:
+        reference.resize_token_embeddings(rows)
+    reference.load_state_dict(trainer.model.state_dict())
 
 
 class _Rollouts:
-    """TRL's `rollout_func`: each prompt text to the tokens of one completion."""
+    """TRL's `rollout_func`: prompts (row numbers, those of a group side by side) to tokens of one completion each."""
 
-    def __init__(self, session: OnlineSession, texts: dict[str, Any]) -> None:
-        self.session, self.texts, self.calls = session, texts, 0
+    def __init__(self, session: OnlineSession, meter: Meter) -> None:
+        self.session, self.meter = session, meter
 
     def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
-        ids = [list(self.texts[prompt]["prompt_ids"]) for prompt in prompts]
-        self.calls += 1
-        seed = trainer.args.seed + 7919 * self.calls + trainer.accelerator.process_index
-        found = self.session.engine.generate(ids, replace(self.session.sampling, num_generations=1, seed=seed % 2**31))
-        return {"prompt_ids": ids, "completion_ids": found.completion_ids, "logprobs": found.sampler_log_probs}
+        plan, accelerator = self.session.plan, trainer.accelerator
+        ids = [list(self.session.train_rows[int(prompt)]["prompt_ids"]) for prompt in prompts[:: plan.group]]
+        phase = trainer.state.global_step // plan.steps
+        seed = trainer.args.seed + 7919 * (phase * accelerator.num_processes + accelerator.process_index)
+        found = self.session.engine.generate(ids, replace(self.session.sampling, seed=seed % 2**31))
+        self.meter.add(length_metrics(found))
+        every = [prompt for prompt in ids for _ in range(plan.group)]
+        return {"prompt_ids": every, "completion_ids": found.completion_ids, "logprobs": found.sampler_log_probs}
 
 
 class _Rewards:
-    """The run's reward set as one TRL reward function, given the prompts as the dataset has them."""
+    """The run's reward set as one TRL reward function."""
 
     __name__ = "reward"
 
-    def __init__(self, rewards: Any, texts: dict[str, Any]) -> None:
-        self.rewards, self.texts = rewards, texts
+    def __init__(self, session: OnlineSession, meter: Meter) -> None:
+        self.session, self.meter = session, meter
 
-    def __call__(self, prompts: list[str], completions: list[str], completion_ids: Any = None, **columns: Any) -> Any:
-        own = [self.texts[prompt].get("prompt", prompt) for prompt in prompts]
-        return self.rewards(own, completions, completion_ids, **columns)
+    def __call__(self, prompts: list[str], completions: list[str], completion_ids: Any, **_: Any) -> list[float | None]:
+        rows = [self.session.train_rows[int(prompt)] for prompt in prompts]
+        scores = self.session.rewards.score(*reward_arguments(rows, completion_ids, self.session.tokenizer, 1))
+        self.meter.add(with_headline(scores.metrics))
+        return scores.total
+
+
+class _OnlineParts(TrainerCallback):
+    """Keeps the running means of rewards with checkpoints, and takes TRL's reference adapter off when training ends."""
+
+    def __init__(self, trainer: SessionGRPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        means = self.trainer.session.rewards.state_dict()
+        if means and state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / REWARDS).write_text(json.dumps(means))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if "ref" in getattr(model, "peft_config", {}):
+            model.delete_adapter("ref")

@@ -1,0 +1,42 @@
+"""A rollout engine that always speaks for the policy as it is now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import TrainerCallback
+
+from aligntune.rollouts.base import RolloutEngine, Rollouts, SamplingParams
+
+
+class LiveEngine(TrainerCallback):
+    """Takes over the weights before the first rollout after they changed. Engines that share the trainer's weights do
+    nothing then; vLLM loads them. Register it as a callback of the trainer."""
+
+    def __init__(self, engine: RolloutEngine) -> None:
+        self.engine, self.name = engine, engine.name
+        self._stale = False
+
+    def generate(self, prompt_ids: Sequence[Sequence[int]], params: SamplingParams) -> Rollouts:
+        """See `RolloutEngine`."""
+        self.update_weights()
+        return self.engine.generate(prompt_ids, params)
+
+    def update_weights(self) -> None:
+        """Take over the weights if they changed."""
+        if self._stale:
+            self.engine.update_weights()
+            self._stale = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A resumed run has read other weights."""
+        self._stale = self._stale or state.global_step > 0
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The weights changed."""
+        self._stale = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The best weights may have been read back."""
+        self._stale = True

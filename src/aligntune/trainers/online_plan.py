@@ -1,0 +1,74 @@
+"""How do rollout phases, optimiser steps and forward passes fit together?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from aligntune.algorithms.base import AlgorithmSpec
+from aligntune.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Counts per process. A phase samples `prompts * group` completions and serves `steps` optimiser steps."""
+
+    prompts: int
+    """Prompts of a rollout phase."""
+    group: int
+    """Completions of a prompt."""
+    micro: int
+    """Completions of a forward pass."""
+    accumulation: int
+    """Forward passes of an optimiser step."""
+    passes: int
+    """Passes over each phase."""
+
+    @property
+    def completions(self) -> int:
+        """Completions of a phase."""
+        return self.prompts * self.group
+
+    @property
+    def step(self) -> int:
+        """Completions of an optimiser step."""
+        return self.micro * self.accumulation
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a phase."""
+        return self.passes * self.completions // self.step
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether each phase serves a single update, so that the ratio is 1."""
+        return self.steps == 1
+
+    def phases(self, rows: int, world: int) -> int:
+        """Phases of a pass over `rows` prompts by `world` processes; the last one runs on into the next pass."""
+        return math.ceil(rows / (self.prompts * world))
+
+
+def make_plan(config: Any, spec: AlgorithmSpec) -> Plan:
+    """The plan of a run; a `ConfigError` proposes what would fit."""
+    train = config.train
+    group = train.num_generations if spec.group_relative else 1
+    micro, accumulation = train.per_device_batch_size, train.gradient_accumulation_steps
+    step = micro * accumulation
+    if train.is_set("rollout_batch_size"):
+        completions = train.rollout_batch_size * group
+        if completions % step:
+            raise ConfigError(
+                f"train.rollout_batch_size: {train.rollout_batch_size} prompts x {group} completions = {completions} do not fill whole "
+                f"optimiser steps of {micro} x {accumulation} completions; choose a multiple of {step // math.gcd(step, group)}"
+            )
+        prompts = train.rollout_batch_size
+    else:
+        if step % group:
+            raise ConfigError(
+                f"train.gradient_accumulation_steps: {micro} x {accumulation} completions a step do not hold whole groups of {group}; "
+                f"choose a multiple of {group // math.gcd(micro, group)}, or set rollout_batch_size"
+            )
+        prompts = step // group
+    return Plan(prompts, group, micro, accumulation, spec.epochs(train))

@@ -1,0 +1,75 @@
+"""What must a checkpoint hold so that an online run goes on exactly, in the middle of a rollout too?"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from aligntune.trainers.rollout import Rollout
+
+if TYPE_CHECKING:
+    from aligntune.trainers.online_trainer import OnlineTrainer
+
+logger = logging.getLogger(__name__)
+
+STATE = "rollouts.pt"
+"""File in a checkpoint with the phase in progress, one for each process."""
+
+
+class OnlineState(TrainerCallback):
+    """Writes the trainer's own state beside every checkpoint."""
+
+    def __init__(self, trainer: OnlineTrainer) -> None:
+        self.trainer = trainer
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)  # another process may not have written its part yet
+        torch.save(collect(self.trainer), folder / _name(self.trainer))
+
+
+def collect(trainer: OnlineTrainer) -> dict[str, Any]:
+    """The rollout in progress, the place in the prompts, running means of rewards, critic, and a reference that moved."""
+    unfinished = trainer.rollout is not None and trainer.done < trainer.plan.steps * trainer.plan.accumulation
+    return {
+        "phase": trainer.phase,
+        "done": trainer.done,
+        "order": trainer.order,
+        "position": trainer.sampler.stream.position,
+        "rollout": vars(trainer.rollout) if unfinished else None,
+        "tokens": trainer.tokens,
+        "rewards": trainer.sampler.rewards.state_dict(),
+        "critic": None if trainer.critic is None else trainer.critic.state_dict(),
+        "reference": {} if trainer.reference is None else trainer.reference.state_dict(),
+    }
+
+
+def restore(trainer: OnlineTrainer, checkpoint: Path) -> None:
+    """Continue from a checkpoint. Written by another number of processes, the rollout in progress is drawn anew."""
+    path = checkpoint / _name(trainer)
+    whole = path.exists()
+    if not whole:
+        others = sorted(checkpoint.glob(f"*{STATE}"))
+        if not others:
+            logger.warning("%s holds no %s: prompts begin again at the first", checkpoint, STATE)
+            return
+        path = others[0]
+        logger.warning("the number of processes changed: the rollout in progress is drawn anew")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    trainer.phase, trainer.sampler.stream.position = state["phase"], state["position"]
+    trainer.sampler.rewards.load_state_dict(state["rewards"])
+    trainer.tokens = state["tokens"] if whole else 0
+    if whole and state["rollout"] is not None:
+        trainer.rollout, trainer.done, trainer.order = Rollout(**state["rollout"]), state["done"], state["order"]
+    if trainer.critic is not None:
+        trainer.critic.load_state_dict(state["critic"])
+    if trainer.reference is not None:
+        trainer.reference.load_state_dict(state["reference"])
+
+
+def _name(trainer: OnlineTrainer) -> str:
+    return STATE if trainer.args.world_size == 1 else f"{trainer.args.process_index}.{STATE}"
