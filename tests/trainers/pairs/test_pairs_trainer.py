@@ -1,0 +1,214 @@
+"""Preference pairs on a tiny model: what the first step must be, invariances, exact resume, learning, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from aligntune.core.backend_factory import create_rl_trainer
+from aligntune.errors import ConfigError, DataError
+from aligntune.reporting.text import without_timing
+
+AT_THE_REFERENCE = {
+    "sigmoid": math.log(2), "robust": math.log(2), "aot": None, "hinge": 1.0, "ipo": 25.0, "kto": 0.5, "nca_pair": 2 * math.log(2),
+    "bco_pair": 2 * math.log(2), "sppo_hard": 50.0, "apo_zero": 1.0, "apo_down": 1.0, "discopop": (math.log(2) + 1) / 2,
+    "sigmoid_norm": math.log(2), "aot_unpaired": math.log(2),
+}  # fmt: skip
+"""Loss where policy and reference are equal, at beta 0.1, by the formulas. (aot compares sorted margins: the same there.)"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    tiny.write_model(folder / "model")
+    words = tiny.WORDS
+    rows = [
+        {"prompt": f"say {word}", "chosen": word, "rejected": words[(at + 5) % len(words)] + "z" * (at % 3)} for at, word in enumerate(words)
+    ]
+    tiny.write_rows(folder / "pairs.jsonl", rows)
+    tiny.write_rows(folder / "held.jsonl", [row | {"prompt": row["prompt"] + "!"} for row in rows[:7]])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNTUNE_CACHE", str(tmp_path / "cache"))
+
+
+def run(files: Path, out: Path, **settings: Any) -> Any:
+    given: dict[str, Any] = {
+        "precision": "fp32", "use_peft": False, "batch_size": 8, "learning_rate": 3e-3, "max_steps": 4, "logging_steps": 1, "loggers": "none",
+        "lr_scheduler": "constant", "backend": "native", "fallback": False, "max_grad_norm": 0.0,
+    }  # fmt: skip
+    data = settings.pop("data", "pairs.jsonl")
+    return create_rl_trainer(files / "model", files / data, "dpo", output_dir=out, **(given | settings))
+
+
+def lines(folder: Path, split: str = "train") -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in without_timing(row).items() if not name.startswith("elapsed")} for row in rows if row["split"] == split
+    ]
+
+
+def trained(session: Any) -> list[dict[str, Any]]:
+    session.train(overwrite=True)
+    return lines(session.directory.path)
+
+
+@pytest.mark.parametrize("loss", AT_THE_REFERENCE)
+def test_the_first_loss_is_that_of_equal_policies(files: Path, tmp_path: Path, loss: str) -> None:
+    first = trained(run(files, tmp_path, loss_type=loss, max_steps=1))[0]
+    assert first["loss"] == pytest.approx(AT_THE_REFERENCE[loss] or math.log(2), rel=1e-5)
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-6)
+    assert first["kl/chosen"] == pytest.approx(0, abs=1e-7)
+    assert first["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"loss_type": "kto"}, {"loss_type": "aot"}, {"loss_type": "aot_unpaired"}, {"rpo_alpha": 0.5}, {"use_weighting": True},
+    {"loss_weights": {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}}, {"ld_alpha": 0.3}, {"f_divergence_type": "js_divergence"},
+], ids=str)  # fmt: skip
+def test_the_update_does_not_depend_on_micro_batches(files: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    common = {"group_by_length": False, **settings}
+    one = trained(run(files, tmp_path / "a", batch_size=8, **common))
+    other = trained(run(files, tmp_path / "b", batch_size=2, gradient_accumulation_steps=4, **common))
+    for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen"):
+        assert [row[name] for row in one] == pytest.approx([row[name] for row in other], abs=3e-5, rel=1e-4), name
+
+
+@pytest.mark.parametrize("settings", [{"force_use_ref_model": True}, {"ref_model_init_kwargs": {"attn_implementation": "sdpa"}}], ids=str)
+def test_lora_with_its_adapter_off_is_a_copy_of_the_base(files: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    if "ref_model_init_kwargs" in settings:
+        settings = {"ref_model_init_kwargs": {"use_cache": False}}
+    common: dict[str, Any] = {"use_peft": True, "learning_rate": 1e-2, "max_steps": 4}
+    plain, copied = run(files, tmp_path / "a", **common), run(files, tmp_path / "b", **common, **settings)
+    expected, found = trained(plain), trained(copied)
+    assert (plain.trainer.reference.mode, copied.trainer.reference.mode) == ("adapter disabled", "copy")
+    for one, other in zip(expected, found, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    assert expected[-1]["rewards/margins"] != 0
+
+
+@pytest.mark.parametrize("peft", [True, False])
+def test_precomputed_references_equal_those_computed_on_the_fly(files: Path, tmp_path: Path, peft: bool) -> None:
+    common: dict[str, Any] = {"use_peft": peft, "eval_dataset": str(files / "held.jsonl"), "ld_alpha": 0.5}
+    expected = trained(run(files, tmp_path / "a", **common))
+    session = run(files, tmp_path / "b", precompute_ref_log_probs=True, precompute_ref_batch_size=3, **common)
+    found = trained(session)
+    for one, other in zip([*expected, *lines(tmp_path / "a", "eval")], [*found, *lines(tmp_path / "b", "eval")], strict=True):
+        assert one == pytest.approx(other, abs=2e-5)
+    assert session.trainer.reference is None
+
+
+def test_precomputed_references_are_kept_by_content(files: Path, tmp_path: Path) -> None:
+    def arrows() -> set[str]:
+        return {path.name for path in (tmp_path / "cache").glob("*.arrow")}
+
+    run(files, tmp_path / "a", precompute_ref_log_probs=True).build_trainer()
+    first = arrows()
+    run(files, tmp_path / "b", precompute_ref_log_probs=True).build_trainer()
+    assert arrows() == first
+    session = run(files, tmp_path / "c", precompute_ref_log_probs=True)
+    with torch.no_grad():
+        next(session.model.parameters()).add_(1e-3)
+    session.build_trainer()
+    assert len(arrows()) == len(first) + 1
+
+
+def test_a_reference_that_follows_at_once_leaves_no_margin(files: Path, tmp_path: Path) -> None:
+    """TR-DPO with alpha 1 at every step: each step starts at the reference, so at ln 2."""
+    common: dict[str, Any] = {"sync_ref_model": True, "ref_model_sync_steps": 1}
+    full = trained(run(files, tmp_path / "a", ref_model_mixup_alpha=1.0, **common))
+    assert [row["loss"] for row in full] == pytest.approx([math.log(2)] * 4, abs=1e-6)
+    half = trained(run(files, tmp_path / "b", ref_model_mixup_alpha=0.5, **common))
+    assert half[-1]["loss"] < math.log(2) - 1e-4
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"use_peft": True}, {"sync_ref_model": True, "ref_model_sync_steps": 2}, {"precompute_ref_log_probs": True},
+    {"loss_type": "aot", "batch_size": 4, "gradient_accumulation_steps": 2},
+], ids=str)  # fmt: skip
+def test_resume_is_exact(files: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    common: dict[str, Any] = {"save_interval": 1, "max_steps": 5, **settings}
+    whole, cut = run(files, tmp_path / "whole", **common), run(files, tmp_path / "cut", **common)
+    expected = trained(whole)
+    cut.train()
+    again = run(files, tmp_path / "cut", **common)
+    again.train(resume=str(tmp_path / "cut" / "checkpoints" / "checkpoint-3"))
+    assert lines(tmp_path / "cut") == expected
+    for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "kto", "aot_unpaired"])
+def test_evaluation_does_not_depend_on_its_batches(files: Path, tmp_path: Path, loss: str) -> None:
+    found = []
+    for size in (1, 3, 7):
+        session = run(files, tmp_path / str(size), loss_type=loss, eval_dataset=str(files / "held.jsonl"), per_device_eval_batch_size=size)
+        session.train()
+        found.append({name: value for name, value in session.metrics.items() if name.startswith("eval_")})
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    assert found[0] == pytest.approx(found[2], abs=1e-5)
+    assert found[0]["eval_rewards/accuracies"] * 7 == pytest.approx(round(found[0]["eval_rewards/accuracies"] * 7))
+
+
+def test_it_learns_which_answers_are_preferred(files: Path, tmp_path: Path) -> None:
+    session = run(
+        files, tmp_path, max_steps=30, eval_dataset=str(files / "held.jsonl"), eval_strategy="steps", eval_interval=30, logging_steps=10
+    )
+    session.train()
+    before, *_, after = lines(tmp_path, "eval")
+    assert before["rewards/accuracies"] == 0  # ties at the reference are wrong
+    assert before["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert after["rewards/accuracies"] >= 6 / 7
+    assert after["loss"] < 0.2
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in samples} == {0, 30}
+
+
+def test_shots_answer_held_out_prompts(files: Path, tmp_path: Path) -> None:
+    session = run(
+        files, tmp_path, eval_dataset=str(files / "held.jsonl"), dpo_eval_enabled=True, dpo_eval_max_samples=3, dpo_zero_shot_max_samples=2,
+        dpo_few_shot_max_samples=1, dpo_few_shot_examples_text="say red: red", max_target_length=4,
+    )  # fmt: skip
+    found = session.evaluate()
+    assert len(session.eval_rows) == 3
+    for shots in ("zero", "few"):
+        assert {f"eval_{shots}_shot_{name}" for name in ("rougeL", "bleu", "length_ratio")} <= set(found)
+    assert found["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_pairs_that_teach_nothing_are_dropped_and_counted(files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    tiny.write_rows(files / "mixed.jsonl", [good, good | {"rejected": "b"}, good | {"chosen": " "}])
+    with caplog.at_level("WARNING", "aligntune"):
+        assert len(run(files, tmp_path, data="mixed.jsonl").train_rows) == 1
+    assert "chosen equals rejected" in caplog.text
+    assert "empty completion" in caplog.text
+    tiny.write_rows(files / "equal.jsonl", [good | {"rejected": "b"}])
+    with pytest.raises(DataError, match="chosen equals rejected"):
+        run(files, tmp_path, data="equal.jsonl").train_rows  # noqa: B018
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"kl_coef": 0.1}, "beta"),
+    ({"precompute_ref_log_probs": True, "sync_ref_model": True}, "sync_ref_model"),
+    ({"sync_ref_model": True, "use_peft": True}, "use_peft"),
+    ({"precompute_ref_log_probs": True, "reference_free": True}, "reference_free"),
+    ({"precompute_ref_batch_size": 2}, "precompute_ref_log_probs"),
+    ({"dpo_eval_enabled": True}, "eval_dataset"),
+    ({"dpo_zero_shot_max_samples": 3}, "dpo_eval_enabled"),
+    ({"use_liger_loss": True}, "leave it out"),
+    ({"label_smoothing": 0.1, "loss_type": "hinge"}, "label_smoothing"),
+    ({"ref_adapter_name": "other", "use_peft": True}, "no adapter named"),
+], ids=str)  # fmt: skip
+def test_what_cannot_act_is_refused(files: Path, tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        run(files, tmp_path, **settings).build_trainer()
