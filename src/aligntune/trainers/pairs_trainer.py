@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback
 from aligntune.algorithms.base import AlgorithmSpec
 from aligntune.algorithms.batch import Normalizers, PairLogProbs, combine_metrics
 from aligntune.algorithms.dpo import sequence_log_probs
+from aligntune.trainers.length_groups import GroupsByLength
 from aligntune.trainers.pair_batches import Pairs, Step
 from aligntune.trainers.pairs_evaluating import PairsEvaluation
 from aligntune.trainers.parallel import AutocastLoss, wait_for_all
@@ -26,7 +27,7 @@ from aligntune.trainers.reference import Reference
 
 STATE = "reference.pt"
 """File in a checkpoint that holds a reference which synchronisation has moved."""
-class PairsTrainer(PairsEvaluation, AutocastLoss, Trainer):
+class PairsTrainer(PairsEvaluation, GroupsByLength, AutocastLoss, Trainer):
     """`reference` is None where the algorithm needs none, or all of its log-probabilities are in the rows."""
 
     def __init__(

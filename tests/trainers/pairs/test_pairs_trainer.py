@@ -14,6 +14,7 @@ import tiny
 from aligntune.core.backend_factory import create_rl_trainer
 from aligntune.errors import ConfigError, DataError
 from aligntune.reporting.text import without_timing
+from aligntune.trainers.length_groups import LengthGroups
 
 AT_THE_REFERENCE = {
     "sigmoid": math.log(2), "robust": math.log(2), "aot": None, "hinge": 1.0, "ipo": 25.0, "kto": 0.5, "nca_pair": 2 * math.log(2),
@@ -83,10 +84,8 @@ def test_the_update_does_not_depend_on_micro_batches(files: Path, tmp_path: Path
         assert [row[name] for row in one] == pytest.approx([row[name] for row in other], abs=3e-5, rel=1e-4), name
 
 
-@pytest.mark.parametrize("settings", [{"force_use_ref_model": True}, {"ref_model_init_kwargs": {"attn_implementation": "sdpa"}}], ids=str)
+@pytest.mark.parametrize("settings", [{"force_use_ref_model": True}, {"ref_model_init_kwargs": {"use_cache": False}}], ids=str)
 def test_lora_with_its_adapter_off_is_a_copy_of_the_base(files: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    if "ref_model_init_kwargs" in settings:
-        settings = {"ref_model_init_kwargs": {"use_cache": False}}
     common: dict[str, Any] = {"use_peft": True, "learning_rate": 1e-2, "max_steps": 4}
     plain, copied = run(files, tmp_path / "a", **common), run(files, tmp_path / "b", **common, **settings)
     expected, found = trained(plain), trained(copied)
@@ -161,16 +160,30 @@ def test_evaluation_does_not_depend_on_its_batches(files: Path, tmp_path: Path, 
 
 def test_it_learns_which_answers_are_preferred(files: Path, tmp_path: Path) -> None:
     session = run(
-        files, tmp_path, max_steps=30, eval_dataset=str(files / "held.jsonl"), eval_strategy="steps", eval_interval=30, logging_steps=10
+        files, tmp_path, max_steps=40, learning_rate=1e-3, eval_dataset=str(files / "held.jsonl"), eval_strategy="steps", eval_interval=40, logging_steps=10
     )
     session.train()
     before, *_, after = lines(tmp_path, "eval")
     assert before["rewards/accuracies"] == 0  # ties at the reference are wrong
     assert before["loss"] == pytest.approx(math.log(2), abs=1e-6)
-    assert after["rewards/accuracies"] >= 6 / 7
-    assert after["loss"] < 0.2
+    assert after["rewards/accuracies"] == 1
+    assert after["loss"] < 0.6
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    assert {row["step"] for row in samples} == {0, 30}
+    assert {row["step"] for row in samples} == {0, 40}
+
+
+def test_batches_of_like_length_depend_on_the_seed_alone() -> None:
+    lengths = [7, 1, 9, 3, 8, 2, 5, 4, 6]
+    sampler = LengthGroups(lengths, 2, seed=3)
+    first = list(sampler)
+    assert sorted(first) == list(range(9))
+    assert lengths[first[0]] == 9
+    batches = [sorted(lengths[row] for row in first[at : at + 2]) for at in range(0, 9, 2)]
+    assert sorted(batches) == [[1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    assert first == list(LengthGroups(lengths, 2, seed=3))
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(LengthGroups(lengths, 2, seed=4)) != first
 
 
 def test_shots_answer_held_out_prompts(files: Path, tmp_path: Path) -> None:
@@ -207,7 +220,7 @@ def test_pairs_that_teach_nothing_are_dropped_and_counted(files: Path, tmp_path:
     ({"dpo_zero_shot_max_samples": 3}, "dpo_eval_enabled"),
     ({"use_liger_loss": True}, "leave it out"),
     ({"label_smoothing": 0.1, "loss_type": "hinge"}, "label_smoothing"),
-    ({"ref_adapter_name": "other", "use_peft": True}, "no adapter named"),
+    ({"ref_adapter_name": "other", "use_peft": True, "max_steps": 1}, "no adapter named"),
 ], ids=str)  # fmt: skip
 def test_what_cannot_act_is_refused(files: Path, tmp_path: Path, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):

@@ -17,6 +17,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from aligntune.algorithms.dpo import loss_weights
 from aligntune.trainers.arguments import training_arguments
+from aligntune.trainers.length_groups import GroupsByLength
 from aligntune.trainers.pairs_evaluating import PairsEvaluation
 from aligntune.trainers.reference import Reference
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-class ExactDPOTrainer(PairsEvaluation, DPOTrainer):
+class ExactDPOTrainer(PairsEvaluation, GroupsByLength, DPOTrainer):
     """`DPOTrainer` whose evaluation is exact under any batch size, and ours."""
 
     held_out: Any = None
