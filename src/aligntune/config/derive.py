@@ -9,6 +9,7 @@ from typing import Any
 from aligntune.config.classification import classification_contradictions
 from aligntune.config.enums import AlgorithmType as A
 from aligntune.config.launch import launch_contradictions
+from aligntune.config.rewards import RewardConfig
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.config.synonyms import GROUP_RELATIVE, Path
 
@@ -44,6 +45,8 @@ def _rl(config: RLRunConfig) -> Iterator[tuple[Path, Any, str]]:
             yield ("train", "greater_is_better"), True, f"more is better for {metric}"
     if algorithm is A.DPO:
         return
+    if not config.rewards and not _reward_models(config) and _scores_itself(config):
+        yield ("rewards",), [RewardConfig(type="reasoning_gym")], "the tasks come with their scorer"
     if algorithm is A.PPO and not train.is_set("max_completion_length"):
         yield ("train", "max_completion_length"), train.response_length, "response_length of PPO"
     if algorithm in GROUP_RELATIVE:
@@ -132,9 +135,7 @@ def _rl_contradictions(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
         yield ("train", "ds3_gather_for_generation"), "acts with DeepSpeed ZeRO-3 only (launch.strategy: zero3)"
     if config.algorithm in GROUP_RELATIVE and train.num_generations == 1:
         yield ("train", "num_generations"), "is 1: a group of one has no relative advantage; use at least 2"
-    given = [
-        name for name in ("reward_path", "reward_model_name", "reward_model_source") if getattr(model, name) is not None
-    ]
+    given = _reward_models(config)
     if len(given) > 1:
         yield ("model", given[1]), f"and {given[0]} both name a reward model; keep one"
     if config.algorithm is not A.DPO and not config.rewards and not given and config.reward_training is None:
@@ -156,6 +157,17 @@ def _rl_contradictions(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
             ("train", "reward_weights"),
             f"has {len(train.reward_weights)} entries for {len(config.rewards)} reward functions",
         )
+
+
+def _reward_models(config: RLRunConfig) -> list[str]:
+    """The settings that name a reward model."""
+    names = ("reward_path", "reward_model_name", "reward_model_source")
+    return [name for name in names if getattr(config.model, name) is not None]
+
+
+def _scores_itself(config: RLRunConfig) -> bool:
+    """Whether every dataset is of generated tasks, which come with a scorer."""
+    return bool(config.sources) and all(source.name.startswith("reasoning_gym:") for source in config.sources)
 
 
 def _has_reference(config: RLRunConfig) -> bool:

@@ -6,6 +6,7 @@ packed = pack(tokens, 2048)                               # or not
 batch = PackedCollator()(list(packed)[:8])
 """
 
+from aligntune.data import environments  # noqa: F401  (registers its scheme)
 from aligntune.data.collate import PackedCollator, PaddedCollator
 from aligntune.data.detect import RowReader, row_reader
 from aligntune.data.fingerprint import rows_fingerprint, tokenizer_fingerprint

@@ -56,6 +56,7 @@ def load_rows(
     scheme, _, rest = config.name.partition(":")
     if rest and scheme in SCHEMES:
         made = SCHEMES[scheme](rest, split=split, max_samples=config.max_samples, seed=seed)
+        made = draw(made, percent=config.percent, max_samples=None, seed=seed)
         return _process(_rename(made, config), config)
     loaded = _load(config, split, streaming)
     if isinstance(loaded, IterableDataset):
