@@ -21,7 +21,6 @@ from aligntune.trainers.arguments import training_arguments
 from aligntune.trainers.dropout import disable_dropout
 from aligntune.trainers.keeping import keeping_callbacks
 from aligntune.trainers.pairs_trainer import PairsTrainer
-from aligntune.trainers.ranks import rank
 from aligntune.trainers.reference import Reference
 from aligntune.trainers.reference_cache import with_reference
 from aligntune.trainers.samples import SampleLogger
@@ -106,13 +105,12 @@ class PairsSession(Session):
     def callbacks(self) -> list[Any]:
         found: list[Any] = keeping_callbacks(self.config)
         samples = self.config.logging.sample_logging
-        if samples.enabled and rank() == 0:
+        if samples.enabled:
             generator = self._generator()
             prompts = samples.prompts or [question.prompt for question in self.sample_questions]
-            asked = [self._as_prompt(prompt) for prompt in prompts]
-            ids = [generator.prompt_ids(prompt) for prompt in asked]
+            asked = [(prompt, generator.prompt_ids(self._as_prompt(prompt))) for prompt in prompts]
             seed, stops = self.config.train.seed, generator.stop_token_ids
-            found.append(SampleLogger(samples, prompts, ids, generator.engine, self.tokenizer, self.recorder, stops, seed))
+            found.append(SampleLogger(samples, asked, generator.engine, self.tokenizer, self.recorder, stops, seed))
         return found
 
     def loader_arguments(self) -> dict[str, Any]:
