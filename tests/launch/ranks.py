@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -53,6 +54,39 @@ def _shard_on_cpu() -> None:
     }  # fmt: skip
 
 
+def _same_completions_on_any_rank() -> None:
+    """Rollouts that depend on the prompt and its copy only, with the policy's live log-probabilities."""
+    import torch
+
+    from aligntune.models.forward import packed_log_probs
+    from aligntune.models.packed import PackedRows
+    from aligntune.rollouts.base import Rollouts
+    from aligntune.trainers import online
+
+    class Told:
+        name = "told"
+
+        def __init__(self, model: Any) -> None:
+            self.model = model
+
+        def generate(self, prompt_ids: Any, params: Any) -> Rollouts:
+            prompts = [list(prompt) for prompt in prompt_ids for _ in range(params.num_generations)]
+            completions, seen = [], []
+            for prompt in prompts:
+                words = random.Random(f"{prompt} {seen.count(prompt)}")
+                completions.append([*(words.randrange(10, 250) for _ in range(words.randrange(2, 9))), 2])
+                seen.append(prompt)
+            rows = PackedRows.from_completions(prompts, completions)
+            with torch.no_grad():
+                found = packed_log_probs(self.model, rows, temperature=params.temperature).log_probs.split(list(rows.counts))
+            log_probs = [each.tolist() for each in found]
+            return Rollouts(completions, log_probs, log_probs, [True] * len(completions))
+
+        def update_weights(self) -> None: ...
+
+    online.select_engine = lambda model, *args, **kwargs: (Told(model), "the same on any rank")
+
+
 def main() -> None:
     import torch
 
@@ -62,6 +96,8 @@ def main() -> None:
     cases = json.loads(Path(sys.argv[1]).read_text())
     if any(case.get("sharded") for case in cases):
         _shard_on_cpu()
+    if any(case["config"]["algorithm"] == "grpo" for case in cases):
+        _same_completions_on_any_rank()
     for case in cases:
         session = create_trainer(case["config"])
         session.train(**case.get("train", {}))

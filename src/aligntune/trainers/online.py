@@ -287,7 +287,10 @@ class OnlineSession(Session):
 
     def _show(self, step: int) -> None:
         """Greedy answers for the report; evaluations write theirs themselves."""
-        if self.eval_rows is not None or rank() != 0:
+        if self.eval_rows is not None:
+            return
+        self.engine.update_weights()  # on every process, since sharded weights are gathered
+        if rank() != 0:
             return
         asked = self._first_prompts()
         found = self.engine.generate([ids for _, ids in asked], self.greedy)
