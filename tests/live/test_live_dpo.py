@@ -168,8 +168,8 @@ def sampled(**changes: Any) -> dict[str, Any]:
 
 
 def sample_case(name: str, value: Any) -> Case:
-    against = {name: None} if name == "interval_steps" else {}
-    return Case("logging.sample_logging", sampled(**{name: value}), samples, base=SHORT, against=sampled(**against))
+    rare = {"interval_steps": 2} if name == "percent_of_max_steps" else {}
+    return Case("logging.sample_logging", sampled(**{**rare, name: value}), samples, base=SHORT, against=sampled(**rare))
 
 
 CASES: list[Case] = [
@@ -183,7 +183,7 @@ CASES: list[Case] = [
     Case("model.max_memory", {"cpu": "1MB"}, loading("max_memory")),
     Case("model.device_map", {"": "cpu"}, loading("device_map")),
     Case("model.use_unsloth", True, lambda s: str(s.config.backend), base={"backend": "auto"}),
-    Case("model.max_seq_length", 60, rows),
+    Case("model.max_seq_length", 24, rows),
     Case("model.use_peft", False, lambda s: hasattr(s.model, "peft_config")),
     Case("model.lora_r", 4, lora("r")),
     Case("model.lora_alpha", 4, lora("lora_alpha")),
@@ -236,7 +236,7 @@ CASES: list[Case] = [
     Case("train.lr_scheduler", "linear", arg("lr_scheduler_type")),
     Case("train.warmup_steps", 5, arg("warmup_steps")),
     Case("train.warmup_ratio", 0.5, arg("warmup_steps")),
-    Case("train.max_length", 40, rows, base={"train.max_prompt_length": 36}),
+    Case("train.max_length", 24, rows),
     Case("train.max_prompt_length", 9, rows),
     Case("train.max_target_length", 3, rows),
     Case("train.padding_free", True, lambda s: s.backend, base={"backend": "auto", "skip_backends": ["unsloth"]}),

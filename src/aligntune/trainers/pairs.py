@@ -86,13 +86,16 @@ class PairsSession(Session):
         return bool(self.config.sources[0].precompute_ref_log_probs) and self.spec.needs(self.config.train).reference
 
     def _tokenized(self, source: DatasetConfig) -> Any:
-        train, bound = self.config.train, self.config.model.max_seq_length
+        train = self.config.train
+        longest = min(train.max_length, self.config.model.max_seq_length)
+        chosen_by_user = train.is_set("max_prompt_length") or train.max_prompt_length < longest
         return tokenize_pairs(
             load_rows(source, seed=train.data_seed),
             self.tokenizer,
             source,
-            max_length=min(train.max_length, bound),
-            max_prompt_length=train.max_prompt_length,
+            max_length=longest,
+            # A default that leaves no room for answers gives way: such prompts are cut to fit, not dropped.
+            max_prompt_length=train.max_prompt_length if chosen_by_user else None,
             max_target_length=train.max_target_length,
             truncation_mode=source.truncation_mode,
         )

@@ -28,7 +28,8 @@ def with_reference(rows: Dataset, reference: Reference, *, batch_size: int, auto
     device = next(reference.model.parameters()).device
 
     def compute(batch: Mapping[str, list[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
-        pairs = Pairs(*([list(ids) for ids in batch[name]] for name in TOKENS))
+        prompts, chosen, rejected = ([list(ids) for ids in batch[name]] for name in TOKENS)
+        pairs = Pairs(prompts, chosen, rejected)
         packed = pairs.packed(device)
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             found = reference.log_probs(packed).float().cpu().split(packed.counts)
