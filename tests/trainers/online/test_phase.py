@@ -1,0 +1,253 @@
+"""The parts of a rollout phase, by hand: plan, order of prompts, dynamic sampling, missing rewards, normalisers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tiny
+from aligntune.algorithms import base as algorithms
+from aligntune.config.algorithms import DAPOConfig, GRPOConfig, PPOConfig
+from aligntune.errors import ConfigError
+from aligntune.rewards import RewardSet
+from aligntune.rollouts.base import Rollouts, SamplingParams
+from aligntune.trainers.online_forward import by_tokens
+from aligntune.trainers.online_metrics import Meter
+from aligntune.trainers.online_plan import Plan, make_plan
+from aligntune.trainers.prompt_stream import PromptStream
+from aligntune.trainers.rollout import Rollout, fill_missing
+from aligntune.trainers.rollout_phase import Sampler, phase_metrics, reward_arguments
+from aligntune.trainers.samples import is_due
+
+
+def prompts(count: int) -> Dataset:
+    return Dataset.from_list([
+        {"prompt_ids": [at + 5], "prompt_text": f"p{at}", "prompt_json": json.dumps(f"p{at}"), "length": at % 7, "level": at}
+        for at in range(count)
+    ])  # fmt: skip
+
+
+# Plan -----------------------------------------------------------------------------------------------------------------
+
+
+def plan_of(algorithm: str = "grpo", **train: Any) -> Plan:
+    cls = {"grpo": GRPOConfig, "ppo": PPOConfig}[algorithm]
+    settings = {"num_generations": 4} | train if algorithm == "grpo" else train
+    return make_plan(SimpleNamespace(train=cls(**settings)), algorithms.get(algorithm))
+
+
+def test_unset_a_phase_is_what_one_step_consumes():
+    plan = plan_of(per_device_batch_size=8, gradient_accumulation_steps=2)
+    assert (plan.prompts, plan.completions, plan.step, plan.steps, plan.on_policy) == (4, 16, 16, 1, True)
+
+
+def test_a_larger_phase_serves_several_steps():
+    plan = plan_of(per_device_batch_size=8, rollout_batch_size=6, num_ppo_epochs=3)
+    assert (plan.completions, plan.steps, plan.on_policy) == (24, 9, False)
+    assert plan.phases(rows=13, world=2) == 2  # 12 prompts a phase, the second runs on into the next pass
+
+
+def test_ppo_samples_one_completion_and_goes_over_it_four_times():
+    plan = plan_of("ppo", per_device_batch_size=8)
+    assert (plan.prompts, plan.group, plan.steps) == (8, 1, 4)
+
+
+@pytest.mark.parametrize(("train", "message"), [
+    ({"per_device_batch_size": 6}, "multiple of 2"),
+    ({"per_device_batch_size": 8, "rollout_batch_size": 3}, "multiple of 2"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused_with_what_would(train: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        plan_of(**train)
+
+
+# Order of prompts -----------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 5), st.booleans())
+def test_every_pass_draws_every_prompt_once(count: int, world: int, phase: int, by_length: bool):
+    rows = prompts(count)
+    streams = [PromptStream(rows, seed=3, phase=phase * world, by_length=by_length, rank=rank, world=world) for rank in range(world)]
+    drawn: list[int] = []
+    while len(drawn) < 3 * count:
+        parts = [[row["level"] for row in stream.draw(phase)] for stream in streams]
+        drawn += [level for at in range(phase) for level in (part[at] for part in parts)]
+    for start in range(0, 2 * count, count):
+        assert sorted(drawn[start : start + count]) == list(range(count))
+
+
+def test_the_order_is_a_function_of_seed_and_position():
+    one, other = PromptStream(prompts(20), seed=1), PromptStream(prompts(20), seed=1)
+    one.draw(13)
+    other.position = 13
+    assert one.draw(20) == other.draw(20)
+    assert PromptStream(prompts(20), seed=2).order(0).tolist() != PromptStream(prompts(20), seed=1).order(0).tolist()
+    assert one.order(0).tolist() != one.order(1).tolist()
+
+
+def test_by_length_a_phase_holds_like_lengths():
+    """32 prompts of lengths 0 to 6; random phases of 4 spread over about 5 lengths."""
+
+    def spread(by_length: bool) -> float:
+        stream = PromptStream(prompts(32), seed=0, phase=4, by_length=by_length)
+        phases = [[row["length"] for row in stream.draw(4)] for _ in range(8)]
+        return sum(max(lengths) - min(lengths) for lengths in phases) / 8
+
+    assert spread(True) < 1.5 < 3 < spread(False)
+    firsts = [PromptStream(prompts(32), seed=seed, phase=4, by_length=True).draw(1)[0]["length"] for seed in range(8)]
+    assert len(set(firsts)) > 2  # the phases themselves come in random order
+
+
+# Dynamic sampling -----------------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """Completions are the prompt's number; `calls` keeps how many prompts were asked for each time."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def generate(self, prompt_ids: Sequence[Sequence[int]], params: SamplingParams) -> Rollouts:
+        self.calls.append(len(prompt_ids))
+        ids = [[prompt[0], member + 1] for prompt in prompt_ids for member in range(params.num_generations)]
+        return Rollouts(ids, [[-1.0, -1.0]] * len(ids), [[-1.0, -1.0]] * len(ids), [True] * len(ids))
+
+
+def sampler(good: Any, *, rows: int = 40, **settings: Any) -> Sampler:
+    """Prompts of levels for which `good` holds have a signal: their two completions score 0 and 1, others 1 and 1."""
+
+    def score(completion_ids: list[int], level: int) -> float:
+        return float(completion_ids[1] == 1) if good(level) else 1.0
+
+    stream = PromptStream(prompts(rows), seed=0)
+    config = DAPOConfig(num_generations=2, **settings)
+    params = SamplingParams(max_new_tokens=2, num_generations=2)
+    return Sampler(stream, Engine(), RewardSet([score]), tiny.tokenizer(), algorithms.get("dapo"), config, params)
+
+
+def levels(scored: Any) -> list[int]:
+    return [row["level"] for row in scored.rows]
+
+
+def test_prompts_without_a_signal_are_replaced():
+    made = sampler(lambda level: level % 2 == 0)
+    found = made.sample(8, seed=0)
+    assert len(found.rows) == 8
+    assert found.fillers == 0
+    assert all(level % 2 == 0 for level in levels(found))
+    assert found.metrics["dynamic_sampling/rounds"] == len(made.engine.calls) > 1
+    assert found.metrics["dynamic_sampling/missing_share"] == 0
+    # `reward` is over all that was drawn: half of the completions of good prompts, all of the others'
+    share = sum(level % 2 == 0 for level in made.stream.order(0)[: sum(made.engine.calls)]) / sum(made.engine.calls)
+    assert found.metrics["reward"] == pytest.approx(1 - share / 2)
+
+
+def test_later_draws_ask_for_more_when_few_are_kept():
+    made = sampler(lambda level: level % 4 == 0, rows=400)
+    made.sample(8, seed=0)
+    first, second = made.engine.calls[:2]
+    kept = sum(level % 4 == 0 for level in made.stream.order(0)[:8])
+    assert (first, second) == (8, min(8, math.ceil((8 - kept) / max(round(1000 * kept / 8) / 1000, 0.25))))
+
+
+def test_the_cap_holds_and_what_is_missing_is_filled_but_not_counted():
+    made = sampler(lambda level: level == made.stream.order(0)[0], max_resample_batches=3)
+    found = made.sample(4, seed=0)
+    assert len(made.engine.calls) == 3
+    assert (len(found.rows), found.fillers) == (4, 3)
+    assert found.metrics["dynamic_sampling/missing_share"] == 0.75
+
+
+def test_without_dynamic_sampling_one_draw_is_kept_whole():
+    made = sampler(lambda level: False, dynamic_sampling=False)
+    found = made.sample(4, seed=0)
+    assert made.engine.calls == [4]
+    assert found.fillers == 0
+
+
+def test_processes_draw_in_step():
+    """Another process misses 5 prompts: this one, which misses fewer, draws as many."""
+    made = sampler(lambda level: True)
+    made.sample(4, seed=0, agree=lambda count: max(count, 5) if made.stream.position < 20 else 0)
+    assert len(set(made.engine.calls)) == 1
+    assert made.stream.position >= 20
+
+
+def test_metrics_of_several_draws():
+    parts = [{"reward": 1.0, "completions/max_length": 5.0, "perf/rollout_seconds": 1.0}, {"reward": 0.0, "completions/max_length": 9.0,
+             "perf/rollout_seconds": 2.0, "only": 3.0}]  # fmt: skip
+    assert phase_metrics(parts, [3, 1]) == {"reward": 0.75, "completions/max_length": 9.0, "perf/rollout_seconds": 3.0, "only": 3.0}
+
+
+# Rewards --------------------------------------------------------------------------------------------------------------
+
+
+def test_rewards_see_what_was_asked_and_the_columns():
+    rows = [{"prompt_ids": [5], "prompt_text": "<user>hi", "prompt_json": json.dumps([{"role": "user", "content": "hi"}]), "length": 1, "answer": "a"}]
+    tokenizer = tiny.tokenizer()
+    ids = tokenizer("yes")["input_ids"]
+    asked, said, columns, _ = reward_arguments(rows, [ids, [*ids, tokenizer.eos_token_id]], tokenizer, 2)
+    assert asked == [[{"role": "user", "content": "hi"}]] * 2
+    assert said == ["yes", "yes"]
+    assert columns == {"answer": ["a", "a"]}
+
+
+def test_a_missing_reward_leaves_its_group_alone():
+    nan = float("nan")
+    filled, missing = fill_missing(torch.tensor([[1.0, nan, 0.0], [nan, nan, nan]]))
+    assert filled.tolist() == [[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]]
+    assert missing.tolist() == [[False, True, False], [True, True, True]]
+
+
+# The rollout ----------------------------------------------------------------------------------------------------------
+
+
+def rollout() -> Rollout:
+    """Rows of 1, 3 and 2 tokens; the second carries no loss, the third is a filler."""
+    mask = torch.tensor([[1, 0, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.bool)
+    counted = torch.tensor([True, True, False])
+    return Rollout([[7], [7, 8], [9]], [[1], [1, 2, 3], [1, 2]], mask, counted, torch.zeros(3), torch.zeros(3, 3))
+
+
+def test_what_the_losses_divide_by():
+    counts = rollout().counts(torch.arange(3), 9)
+    assert (counts.num_sequences, counts.num_tokens, counts.max_completion_length) == (2, 1, 9)
+
+
+def test_rows_without_loss_are_not_run_but_one_row_stays():
+    assert rollout().with_loss(torch.tensor([1, 0, 2])).tolist() == [0]
+    assert rollout().with_loss(torch.tensor([1, 2])).tolist() == [2]  # the shorter of the two
+
+
+def test_rows_are_measured_in_groups_of_like_length():
+    assert [group.tolist() for group in by_tokens([4, 1, 9, 2, 3], limit=6)] == [[1, 3, 4], [0], [2]]
+
+
+def test_the_meter_knows_means_extremes_and_sums():
+    meter = Meter()
+    meter.add({"loss/policy": 1.0, "ratio_max": 1.0, "ratio_min": 0.5, "perf/rollout_seconds": 1.0})
+    meter.add({"loss/policy": 2.0, "ratio_max": 3.0, "ratio_min": 0.7, "perf/rollout_seconds": 1.0, "kl": 4.0})
+    assert meter.pop() == {"loss/policy": 1.5, "ratio_max": 3.0, "ratio_min": 0.5, "perf/rollout_seconds": 2.0, "kl": 4.0}
+    assert meter.pop() == {}
+
+
+@pytest.mark.parametrize(("settings", "due"), [
+    ({"interval_steps": 4}, [4, 8, 10]), ({"percent_of_max_steps": 0.5}, [5, 10]), ({"interval_steps": 4, "percent_of_max_steps": 0.5}, [4, 5, 8, 10]),
+    ({}, list(range(1, 11))),
+])  # fmt: skip
+def test_when_samples_are_due(settings: dict[str, Any], due: list[int]):
+    from aligntune.config.rl import SampleLoggingConfig
+
+    config = SampleLoggingConfig(enabled=True, **settings)
+    assert [step for step in range(1, 11) if is_due(config, step, 10)] == due
