@@ -35,7 +35,7 @@ class ExactDPOTrainer(PairsEvaluation, GroupsByLength, DPOTrainer):
     """The evaluation rows, with the reference's log-probabilities if those are computed before."""
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **_: Any
     ) -> dict[str, float]:
         return super().evaluate(self.held_out if eval_dataset is None else eval_dataset, ignore_keys, metric_key_prefix)
 
