@@ -18,7 +18,34 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_model(folder / "model")
     tiny.write_rows(folder / "rows.jsonl", tiny.chats(24))
     tiny.write_rows(folder / "held_out.jsonl", tiny.chats(7, start=40))
+    words = tiny.WORDS
+    pairs = [{"prompt": f"say {words[i % 16]}", "chosen": words[i % 16] * (1 + i % 3), "rejected": words[(i * 5 + 3) % 16]} for i in range(24)]
+    tiny.write_rows(folder / "pairs.jsonl", pairs)
+    tiny.write_rows(folder / "prompts.jsonl", [{"prompt": f"say {i} {words[i % 16]}"} for i in range(24)])
     return folder
+
+
+@pytest.fixture
+def rl_config(parts: Path) -> Callable[..., dict[str, Any]]:
+    """`rl_config(algorithm, output_dir, world, backend)`: four pairs or completions a step, over all processes."""
+
+    def make(algorithm: str, output: Path, world: int = 1, backend: str = "native") -> dict[str, Any]:
+        rows = "pairs.jsonl" if algorithm == "dpo" else "prompts.jsonl"
+        train: dict[str, Any] = {
+            "per_device_batch_size": 4 // world, "max_steps": 3, "learning_rate": 1e-3, "lr_scheduler": "constant",
+            "logging_steps": 1, "group_by_length": False, "save_strategy": "no",
+        }  # fmt: skip
+        config: dict[str, Any] = {
+            "algorithm": algorithm, "backend": backend, "fallback": False, "dataset": {"name": str(parts / rows)},
+            "model": {"name_or_path": str(parts / "model"), "precision": "fp32", "max_seq_length": 128, "use_peft": False},
+            "logging": {"output_dir": str(output), "loggers": "none"},
+        }  # fmt: skip
+        if algorithm == "grpo":
+            train |= {"num_generations": 2, "max_completion_length": 12, "max_prompt_length": 64, "temperature": 1.0, "top_p": 1.0}
+            config["rewards"] = [{"type": "length"}]
+        return config | {"train": train}
+
+    return make
 
 
 @pytest.fixture

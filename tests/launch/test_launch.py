@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 from aligntune.api import create_trainer
+from aligntune.backends.launch.plan import LaunchPlan, launch_plan
 from aligntune.backends.launch.supervise import search_path
+from aligntune.config.resolve import resolve
 from aligntune.errors import ConfigError
 
 TWO = {"launcher": "torchrun", "num_processes": 2}
@@ -113,5 +117,69 @@ def test_a_function_that_another_process_cannot_import(
 ) -> None:
     config = sft_config(tmp_path / "run", 2) | {"launch": TWO}
     config["dataset"] |= {"processing_fn": lambda row: row}
-    with pytest.raises(ConfigError, match="cannot import dataset.processing_fn"):
+    with pytest.raises(ConfigError, match=r"cannot import dataset\.processing_fn"):
         create_trainer(config).train()
+
+
+def plan(tmp_path: Path, gpus: int = 8, **launch: Any) -> LaunchPlan:
+    run = resolve({"algorithm": "sft", "model": "m", "dataset": "d", "launch": launch}).config
+    return launch_plan(run, ["-m", "worker", "job.json"], tmp_path, gpus=gpus)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind", "section", "expected"),
+    [
+        ("ddp", "MULTI_GPU", None, None),
+        ("fsdp2", "FSDP", "fsdp_config", {"fsdp_version": 2, "fsdp_state_dict_type": "FULL_STATE_DICT"}),
+        ("zero2", "DEEPSPEED", "deepspeed_config", {"zero_stage": 2, "zero3_save_16bit_model": False}),
+        ("zero3", "DEEPSPEED", "deepspeed_config", {"zero_stage": 3, "zero3_save_16bit_model": True}),
+    ],
+)
+def test_what_accelerate_is_told(tmp_path: Path, strategy: str, kind: str, section: str | None, expected: Any) -> None:
+    made = plan(tmp_path, launcher="accelerate", strategy=strategy)
+    ((path, text),) = made.files.items()
+    told = yaml.safe_load(text)
+    assert told["distributed_type"] == kind
+    assert told["num_processes"] == 8  # one per visible GPU
+    if section is not None:
+        assert expected.items() <= told[section].items()
+    assert made.shown().endswith(f"-m accelerate.commands.launch --config_file {path} -m worker job.json")
+    assert load_config_from_file(_saved(path, text)).num_processes == 8  # accelerate's own reader takes it
+
+
+def _saved(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_several_machines(tmp_path: Path) -> None:
+    made = plan(tmp_path, launcher="torchrun", num_processes=8, hosts=["other", "localhost"])
+    assert list(made.commands) == ["localhost", "other"]  # this machine's first
+    assert "--node-rank=1" in made.commands["localhost"]
+    assert "--master-addr=other" in made.commands["localhost"]
+    with pytest.raises(ConfigError, match="this machine"):
+        plan(tmp_path, launcher="torchrun", num_processes=8, hosts=["host-a.invalid", "host-b.invalid"])
+    made = plan(tmp_path, launcher="slurm", strategy="fsdp2", num_processes=4, nodes=2, slurm={"partition": "gpu"})
+    script = next(text for path, text in made.files.items() if path.suffix == ".sbatch")
+    for line in ("#SBATCH --nodes=2", "#SBATCH --gpus-per-node=4", "#SBATCH --partition=gpu", "srun --kill-on-bad-exit=1"):
+        assert line in script
+    assert "--machine_rank $SLURM_NODEID" in script
+
+
+def test_what_cannot_be_started(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="use launcher: torchrun"):
+        plan(tmp_path, gpus=0, launcher="accelerate", num_processes=2)
+    with pytest.raises(ConfigError, match="shows 2 GPUs"):
+        plan(tmp_path, gpus=2, launcher="torchrun", num_processes=3)
+    with pytest.raises(ConfigError, match="no GPU to count"):
+        plan(tmp_path, gpus=0, launcher="torchrun")
+    for wrong in ({"strategy": "zero3"}, {"launcher": "torchrun", "strategy": "fsdp2"}, {"launcher": "accelerate", "nodes": 2}):
+        with pytest.raises(ConfigError, match=r"launch\."):
+            plan(tmp_path, **wrong)
+
+
+def test_gathering_is_refused_without_zero3() -> None:
+    run = {"algorithm": "grpo", "model": "m", "dataset": "d", "rewards": [{"type": "length"}], "train": {"ds3_gather_for_generation": False}}
+    with pytest.raises(ConfigError, match="ZeRO-3 only"):
+        resolve(run)
+    assert not resolve(run | {"launch": {"launcher": "accelerate", "strategy": "zero3"}}).config.train.ds3_gather_for_generation

@@ -22,6 +22,11 @@ def losses(folder: Path) -> dict[tuple[int, str], float]:
     return {(row["step"], row["split"]): row["loss"] for row in rows}
 
 
+def gradients(folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["grad_norm"] for row in rows if row["split"] == "train"]
+
+
 def weights(folder: Path) -> dict[str, Any]:
     return load_file(folder / "model" / "model.safetensors")
 
@@ -52,3 +57,22 @@ def test_two_processes_equal_one(sft_config: Callable[..., dict[str, Any]], tmp_
         expected = losses(tmp_path / "native-2")
         again.train(resume=str(checkpoint))
         assert losses(tmp_path / "native-2") == pytest.approx(expected, **EXACT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
+def test_alignment_on_two_processes_equals_one(rl_config: Callable[..., dict[str, Any]], tmp_path: Path, sharded: bool) -> None:
+    """DPO and GRPO; GRPO's completions are told by their prompt, so that they are the same on any rank."""
+    runs = [("dpo", "native"), ("dpo", "trl"), ("grpo", "native")] + ([] if sharded else [("grpo", "trl")])
+    names = ["-".join(run) for run in runs]
+    for world in (1, 2):
+        cases = [rl_config(algorithm, tmp_path / f"{algorithm}-{backend}-{world}", world, backend) for algorithm, backend in runs]
+        run_cases([{"config": case, "sharded": sharded and world == 2} for case in cases], tmp_path, world)
+    for name in names:
+        one, two = tmp_path / f"{name}-1", tmp_path / f"{name}-2"
+        assert losses(two) == pytest.approx(losses(one), **EXACT)
+        assert gradients(two) == pytest.approx(gradients(one), rel=1e-4)
+        assert max(gradients(one)) > 0.1
+        trained = weights(two)
+        for key, weight in weights(one).items():
+            torch.testing.assert_close(trained[key], weight, rtol=0, atol=1e-4)

@@ -10,6 +10,8 @@ def grpo(run: RLRunConfig) -> str | None:
     """What TRL's trainer cannot express of this run, or None."""
     train, model = run.train, run.model
     algorithm = run.algorithm
+    if run.launch.strategy in ("fsdp2", "zero3") and train.kl_coef > 0 and not model.use_peft:
+        return f"shards its reference before ours can take its place (kl_coef > 0 without LoRA under {run.launch.strategy})"
     if algorithm is AlgorithmType.DAPO and getattr(train, "dynamic_sampling", False):
         return "has no dynamic sampling (dynamic_sampling: false runs there)"
     if getattr(train, "overlong_buffer", 0):
