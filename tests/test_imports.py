@@ -30,7 +30,11 @@ def test_light_imports(code: str) -> None:
     assert modules_after(code).isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("verb", [["--help"], ["train", "--help"], ["validate", "RUN"], ["explain", "RUN"], ["config", "schema"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "verb",
+    [["--help"], ["train", "--help"], ["validate", "RUN"], ["explain", "RUN"], ["config", "schema"]],
+    ids=" ".join,
+)
 def test_light_verbs(verb: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run.yaml"
     run.write_text("algorithm: grpo\nmodel: m\ndataset: d\nrewards: [length]\n")

@@ -160,7 +160,7 @@ def _session(resolved: Resolved) -> Any:
 def session_class(resolved: Resolved) -> type[Any]:
     """The kind of session that runs a config."""
     if resolved.config.algorithm is AlgorithmType.SFT:
-        if resolved.config.sources[0].task_type.is_classification:
+        if resolved.config.sources[0].task_type.is_classification:  # type: ignore[attr-defined]
             from aligntune.trainers.classify import ClassificationSession
 
             return ClassificationSession

@@ -32,7 +32,10 @@ SAME = [
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trl")
     tiny.write_model(folder / "model")
-    rows = [{"prompt": f"say {word}", "chosen": word + "." * (at % 4), "rejected": word[::-1] + "?"} for at, word in enumerate(tiny.WORDS)]
+    rows = [
+        {"prompt": f"say {word}", "chosen": word + "." * (at % 4), "rejected": word[::-1] + "?"}
+        for at, word in enumerate(tiny.WORDS)
+    ]
     tiny.write_rows(folder / "pairs.jsonl", rows)
     return folder
 
@@ -42,7 +45,9 @@ def run(files: Path, out: Path, backend: str, **settings: Any) -> Any:
         "precision": "fp32", "use_peft": False, "batch_size": 6, "max_steps": 3, "logging_steps": 1, "loggers": "none", "learning_rate": 3e-3,
         "group_by_length": False, "fallback": False,
     }  # fmt: skip
-    return create_rl_trainer(files / "model", files / "pairs.jsonl", "dpo", backend=backend, output_dir=out, **(given | settings))
+    return create_rl_trainer(
+        files / "model", files / "pairs.jsonl", "dpo", backend=backend, output_dir=out, **(given | settings)
+    )
 
 
 def loss_and_gradients(session: Any) -> tuple[float, dict[str, torch.Tensor]]:
@@ -61,12 +66,16 @@ def loss_and_gradients(session: Any) -> tuple[float, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("settings", SAME, ids=str)
 def test_same_loss_and_gradient(files: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    (ours, mine), (theirs, other) = (loss_and_gradients(run(files, tmp_path / name, name, **settings)) for name in ("native", "trl"))
+    (ours, mine), (theirs, other) = (
+        loss_and_gradients(run(files, tmp_path / name, name, **settings)) for name in ("native", "trl")
+    )
     assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
     scale = max(float(gradient.abs().max()) for gradient in other.values())
     assert scale > 0
     for name, gradient in other.items():
-        torch.testing.assert_close(mine[name], gradient, atol=1e-5 * max(1.0, scale), rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            mine[name], gradient, atol=1e-5 * max(1.0, scale), rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("settings", [
@@ -90,7 +99,9 @@ def test_same_training_and_evaluation(files: Path, tmp_path: Path, settings: dic
     ({"padding_free": True}, "padding_free"), ({"rpo_alpha": 1.0, "gradient_accumulation_steps": 2}, "micro-batches"),
     ({"ref_model_init_kwargs": {"use_cache": False}}, "ref_model_init_kwargs"), ({"rpo_alpha": 1.0, "use_weighting": True}, "use_weighting"),
 ], ids=str)  # fmt: skip
-def test_what_trl_would_ignore_is_not_sent_there(files: Path, tmp_path: Path, settings: dict[str, Any], reason: str) -> None:
+def test_what_trl_would_ignore_is_not_sent_there(
+    files: Path, tmp_path: Path, settings: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(BackendError, match=reason):
         run(files, tmp_path, "trl", **settings)
     session = run(files, tmp_path, "trl", **{"fallback": True, **settings})

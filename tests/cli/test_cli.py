@@ -34,8 +34,25 @@ def test_train_and_what_it_leaves(run_file: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"model:  {out}/model" in done.stdout
     left = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    assert left >= {"config.yaml", "config.origins.json", "provenance.json", "metrics.jsonl", "samples.jsonl", "checkpoints", "model", "report.html", "status.json"}
-    assert {path.name for path in (out / "model").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "generation_config.json", "README.md"}
+    assert left >= {
+        "config.yaml",
+        "config.origins.json",
+        "provenance.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "checkpoints",
+        "model",
+        "report.html",
+        "status.json",
+    }
+    assert {path.name for path in (out / "model").iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "README.md",
+    }
     again = aligntune("train", out / "config.yaml")
     assert again.returncode == 2  # its results are not overwritten unasked
     assert "already holds a run" in again.stderr
@@ -58,7 +75,9 @@ def test_preview_marks_trained_tokens(run_file: Path) -> None:
 def test_validate_and_explain(run_file: Path) -> None:
     assert "valid" in aligntune("validate", run_file).stdout
     shown = aligntune("explain", run_file, "--all", "epochs=7").stdout
-    assert [line.split() for line in shown.splitlines() if line.startswith("train.epochs ")] == [["train.epochs", "7", "override", "epochs=7"]]
+    assert [line.split() for line in shown.splitlines() if line.startswith("train.epochs ")] == [
+        ["train.epochs", "7", "override", "epochs=7"]
+    ]
     line = next(line for line in shown.splitlines() if line.startswith("model.precision "))
     assert line.split()[1:] == ["fp32", f"{run_file}:2"]
 

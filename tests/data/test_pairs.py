@@ -138,7 +138,15 @@ class TestPrompts:
     def test_rows_keep_their_columns_for_the_rewards(self):
         tokenizer = family("llama3")
         rows = prompts([{"question": "1+1?", "answer": "2", "level": 3}], tokenizer)
-        assert rows.column_names == ["prompt_ids", "prompt_text", "prompt_json", "length", "question", "answer", "level"]
+        assert rows.column_names == [
+            "prompt_ids",
+            "prompt_text",
+            "prompt_json",
+            "length",
+            "question",
+            "answer",
+            "level",
+        ]
         text = (
             "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n1+1?<|eot_id|>"
             "<|start_header_id|>assistant<|end_header_id|>\n\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from aligntune.backends.unsloth import UnslothBackend
 
 ABSENT = UnslothBackend().available()
@@ -23,8 +23,16 @@ def config(tmp_path: Path) -> dict[str, Any]:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    shape = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2, eos_token_id=2, pad_token_id=0, bos_token_id=None))
+    shape = {
+        "vocab_size": 512,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    model = Qwen2ForCausalLM(
+        Qwen2Config(**shape, num_key_value_heads=2, eos_token_id=2, pad_token_id=0, bos_token_id=None)
+    )
     model.to(torch.bfloat16).save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     tiny.write_rows(tmp_path / "rows.jsonl", tiny.chats(64))
@@ -68,7 +76,9 @@ def test_sft_from_a_parent_that_holds_transformers(config: dict[str, Any]) -> No
     assert len(trainer.predict(["say red"])) == 1
 
     output = config["logging"]["output_dir"] + "-trl"
-    theirs = create_trainer(sft(config, backend="trl", logging={"output_dir": output, "loggers": "none", "log_interval": 1}))
+    theirs = create_trainer(
+        sft(config, backend="trl", logging={"output_dir": output, "loggers": "none", "log_interval": 1})
+    )
     theirs.train()
     assert ours == pytest.approx(losses(theirs), rel=0.05)
 
@@ -90,7 +100,12 @@ def test_alignment(config: dict[str, Any], algorithm: str) -> None:
     folder = Path(config["model"]["name_or_path"]).parent
     rows = folder / ("pairs.jsonl" if algorithm == "dpo" else "prompts.jsonl")
     run = config | {"algorithm": algorithm, "dataset": {"name": str(rows)}}
-    run["train"] = config["train"] | {"max_steps": 5, "logging_steps": 1, "save_strategy": "no", "group_by_length": False}
+    run["train"] = config["train"] | {
+        "max_steps": 5,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "group_by_length": False,
+    }
     if algorithm != "dpo":
         run["rewards"] = [{"type": "length"}]
         run["train"] |= {"num_generations": 4, "max_completion_length": 16, "top_p": 1.0, "temperature": 1.0}

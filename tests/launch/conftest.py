@@ -19,7 +19,10 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_rows(folder / "rows.jsonl", tiny.chats(24))
     tiny.write_rows(folder / "held_out.jsonl", tiny.chats(7, start=40))
     words = tiny.WORDS
-    pairs = [{"prompt": f"say {words[i % 16]}", "chosen": words[i % 16] * (1 + i % 3), "rejected": words[(i * 5 + 3) % 16]} for i in range(24)]
+    pairs = [
+        {"prompt": f"say {words[i % 16]}", "chosen": words[i % 16] * (1 + i % 3), "rejected": words[(i * 5 + 3) % 16]}
+        for i in range(24)
+    ]
     tiny.write_rows(folder / "pairs.jsonl", pairs)
     tiny.write_rows(folder / "prompts.jsonl", [{"prompt": f"say {i} {words[i % 16]}"} for i in range(24)])
     return folder
@@ -41,7 +44,13 @@ def rl_config(parts: Path) -> Callable[..., dict[str, Any]]:
             "logging": {"output_dir": str(output), "loggers": "none"},
         }  # fmt: skip
         if algorithm == "grpo":
-            train |= {"num_generations": 2, "max_completion_length": 12, "max_prompt_length": 64, "temperature": 1.0, "top_p": 1.0}
+            train |= {
+                "num_generations": 2,
+                "max_completion_length": 12,
+                "max_prompt_length": 64,
+                "temperature": 1.0,
+                "top_p": 1.0,
+            }
             config["rewards"] = [{"type": "length"}]
         return config | {"train": train}
 

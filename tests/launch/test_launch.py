@@ -161,7 +161,12 @@ def test_several_machines(tmp_path: Path) -> None:
         plan(tmp_path, launcher="torchrun", num_processes=8, hosts=["host-a.invalid", "host-b.invalid"])
     made = plan(tmp_path, launcher="slurm", strategy="fsdp2", num_processes=4, nodes=2, slurm={"partition": "gpu"})
     script = next(text for path, text in made.files.items() if path.suffix == ".sbatch")
-    for line in ("#SBATCH --nodes=2", "#SBATCH --gpus-per-node=4", "#SBATCH --partition=gpu", "srun --kill-on-bad-exit=1"):
+    for line in (
+        "#SBATCH --nodes=2",
+        "#SBATCH --gpus-per-node=4",
+        "#SBATCH --partition=gpu",
+        "srun --kill-on-bad-exit=1",
+    ):
         assert line in script
     assert "--machine_rank $SLURM_NODEID" in script
 
@@ -173,13 +178,25 @@ def test_what_cannot_be_started(tmp_path: Path) -> None:
         plan(tmp_path, gpus=2, launcher="torchrun", num_processes=3)
     with pytest.raises(ConfigError, match="no GPU to count"):
         plan(tmp_path, gpus=0, launcher="torchrun")
-    for wrong in ({"strategy": "zero3"}, {"launcher": "torchrun", "strategy": "fsdp2"}, {"launcher": "accelerate", "nodes": 2}):
+    for wrong in (
+        {"strategy": "zero3"},
+        {"launcher": "torchrun", "strategy": "fsdp2"},
+        {"launcher": "accelerate", "nodes": 2},
+    ):
         with pytest.raises(ConfigError, match=r"launch\."):
             plan(tmp_path, **wrong)
 
 
 def test_gathering_is_refused_without_zero3() -> None:
-    run = {"algorithm": "grpo", "model": "m", "dataset": "d", "rewards": [{"type": "length"}], "train": {"ds3_gather_for_generation": False}}
+    run = {
+        "algorithm": "grpo",
+        "model": "m",
+        "dataset": "d",
+        "rewards": [{"type": "length"}],
+        "train": {"ds3_gather_for_generation": False},
+    }
     with pytest.raises(ConfigError, match="ZeRO-3 only"):
         resolve(run)
-    assert not resolve(run | {"launch": {"launcher": "accelerate", "strategy": "zero3"}}).config.train.ds3_gather_for_generation
+    assert not resolve(
+        run | {"launch": {"launcher": "accelerate", "strategy": "zero3"}}
+    ).config.train.ds3_gather_for_generation

@@ -61,12 +61,17 @@ def test_two_processes_equal_one(sft_config: Callable[..., dict[str, Any]], tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
-def test_alignment_on_two_processes_equals_one(rl_config: Callable[..., dict[str, Any]], tmp_path: Path, sharded: bool) -> None:
+def test_alignment_on_two_processes_equals_one(
+    rl_config: Callable[..., dict[str, Any]], tmp_path: Path, sharded: bool
+) -> None:
     """DPO and GRPO; GRPO's completions are told by their prompt, so that they are the same on any rank."""
     runs = [("dpo", "native"), ("dpo", "trl"), ("grpo", "native")] + ([] if sharded else [("grpo", "trl")])
     names = ["-".join(run) for run in runs]
     for world in (1, 2):
-        cases = [rl_config(algorithm, tmp_path / f"{algorithm}-{backend}-{world}", world, backend) for algorithm, backend in runs]
+        cases = [
+            rl_config(algorithm, tmp_path / f"{algorithm}-{backend}-{world}", world, backend)
+            for algorithm, backend in runs
+        ]
         run_cases([{"config": case, "sharded": sharded and world == 2} for case in cases], tmp_path, world)
     for name in names:
         one, two = tmp_path / f"{name}-1", tmp_path / f"{name}-2"

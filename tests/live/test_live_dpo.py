@@ -40,8 +40,13 @@ def _files(tmp_path_factory: pytest.TempPathFactory) -> None:
     tiny.write_rows(root / "pairs.jsonl", pairs(8))
     tiny.write_rows(root / "more.jsonl", pairs(9, 20))
     tiny.write_rows(root / "held.jsonl", pairs(4, 40))
-    tiny.write_rows(root / "odd.jsonl", [{"ask": row["prompt"], "good": row["chosen"], "bad": row["rejected"]} for row in pairs(4)])
-    tiny.write_rows(root / "prefs.jsonl", [{"question": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]} for row in pairs(4)])
+    tiny.write_rows(
+        root / "odd.jsonl", [{"ask": row["prompt"], "good": row["chosen"], "bad": row["rejected"]} for row in pairs(4)]
+    )
+    tiny.write_rows(
+        root / "prefs.jsonl",
+        [{"question": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]} for row in pairs(4)],
+    )
     (root / "splits").mkdir()
     tiny.write_rows(root / "splits" / "train.jsonl", pairs(6))
     tiny.write_rows(root / "splits" / "test.jsonl", pairs(5, 20))
@@ -119,7 +124,11 @@ def losses(s: Any) -> Any:
 def trail(s: Any) -> Any:
     s.train(overwrite=True)
     path = s.directory.metrics.path
-    return [(line["split"], line["step"]) for line in map(json.loads, path.read_text().splitlines())] if path.exists() else []
+    return (
+        [(line["split"], line["step"]) for line in map(json.loads, path.read_text().splitlines())]
+        if path.exists()
+        else []
+    )
 
 
 def checkpoints(s: Any) -> Any:
@@ -169,7 +178,9 @@ def sampled(**changes: Any) -> dict[str, Any]:
 
 def sample_case(name: str, value: Any) -> Case:
     rare = {"interval_steps": 2} if name == "percent_of_max_steps" else {}
-    return Case("logging.sample_logging", sampled(**{**rare, name: value}), samples, base=SHORT, against=sampled(**rare))
+    return Case(
+        "logging.sample_logging", sampled(**{**rare, name: value}), samples, base=SHORT, against=sampled(**rare)
+    )
 
 
 CASES: list[Case] = [
@@ -345,7 +356,10 @@ ELSEWHERE = {
 def test_every_setting_has_a_case() -> None:
     sections = {"model": rl.ModelConfig, "dataset": rl.DatasetConfig, "train": DPOConfig, "logging": rl.LoggingConfig}
     names = {
-        f"{section}.{name}" for section, cls in sections.items() for name in cls.model_fields if not_for(AlgorithmType.DPO, section, name) is None
+        f"{section}.{name}"
+        for section, cls in sections.items()
+        for name in cls.model_fields
+        if not_for(AlgorithmType.DPO, section, name) is None
     }
     names |= set(RLRunConfig.model_fields)
     covered = {case.path for case in CASES} | set(ELSEWHERE) | {".".join(map(str, path)) for path in NOT_YET}

@@ -39,7 +39,8 @@ def evaluate(
 
     overrides = list(ctx.args)
     if data is not None and "=" in data and not Path(data).exists():
-        data, overrides = None, [data, *overrides]
+        overrides = [data, *overrides]
+        data = None
     if data is None and harness is None:
         raise ConfigError("eval: name the rows to measure on (a file, folder or hub dataset), or --harness TASKS")
     if data is not None:

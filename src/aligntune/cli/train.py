@@ -25,7 +25,10 @@ def train(
     overwrite: Annotated[bool, typer.Option(help="Replace the results in the output folder.")] = False,
     launch: Annotated[
         str | None,
-        typer.Option(help="Several processes: accelerate, torchrun, slurm, or a strategy (ddp, fsdp2, zero2, zero3).", metavar="HOW"),
+        typer.Option(
+            help="Several processes: accelerate, torchrun, slurm, or a strategy (ddp, fsdp2, zero2, zero3).",
+            metavar="HOW",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option(help="Load data, show the first row with its mask, and stop before training.")

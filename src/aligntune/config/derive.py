@@ -143,7 +143,10 @@ def _rl_contradictions(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
     if config.algorithm is A.DPO and config.rewards:
         yield ("rewards",), "DPO learns from preference pairs; it uses no reward functions"
     if model.is_set("use_logits_to_keep") and not model.use_logits_to_keep:
-        yield ("model", "use_logits_to_keep"), "cannot be turned off: logits are only ever computed where they are needed"
+        yield (
+            ("model", "use_logits_to_keep"),
+            "cannot be turned off: logits are only ever computed where they are needed",
+        )
     if train.is_set("vllm_gpu_memory_utilization") and not train.fast_inference:
         yield ("train", "vllm_gpu_memory_utilization"), "needs fast_inference: true"
     if train.ref_model_sync_steps and train.is_set("ref_model_sync_steps") and not train.sync_ref_model:

@@ -33,7 +33,7 @@ def evaluation_defaults(name: str, task: str | None, limit: int | None) -> dict[
     head = saved_head(name)
     if task is None and head is not None and len(head.names) > 1:
         task = head.task.value
-    dataset = {"auto_detect_fields": True} | ({"task_type": task} if task else {})
+    dataset: dict[str, Any] = {"auto_detect_fields": True} | ({"task_type": task} if task else {})
     if limit is not None:
         dataset["max_samples"] = limit
     return {"dataset": dataset, "train": {"per_device_batch_size": 8}}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
 
 from aligntune.config import rl, sft
@@ -72,16 +73,32 @@ def load_model(
         raise
     if base is not None:
         model = merge_adapter(model, name)
+        model.merged_adapter = name  # these weights exist nowhere on disk: see save_model
     if "device_map" not in kwargs:
         model.to(device())
     return model
 
 
 def merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
-    """The model with a saved LoRA adapter added into its weights."""
+    """The model with a saved LoRA adapter added into its weights; tokens that were added in training are added here too."""
     from peft import PeftModel
 
+    rows = _embedding_rows(model, Path(adapter))
+    if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows)
     return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().requires_grad_(True)
+
+
+def _embedding_rows(model: PreTrainedModel, adapter: Path) -> int | None:
+    """Rows of the embedding that PEFT saved with an adapter, which it does after a resize; else None."""
+    file = adapter / "adapter_model.safetensors"
+    embedding = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    if not file.exists():
+        return None
+    with safe_open(file, framework="pt") as tensors:
+        found = [key for key in tensors.keys() if key.endswith(f"{name}.weight")]  # noqa: SIM118  (no mapping)
+        return int(tensors.get_slice(found[0]).get_shape()[0]) if found else None
 
 
 def loading_arguments(

@@ -39,7 +39,9 @@ def save_model(
     set_generation_tokens(model, tokenizer)
     if merge and hasattr(model, "peft_config"):
         if state is not None:
-            raise ModelError("a model that is sharded over processes cannot be merged: save its adapter, then aligntune export")
+            raise ModelError(
+                "a model that is sharded over processes cannot be merged: save its adapter, then aligntune export"
+            )
         merged(model).save_pretrained(folder)
     else:
         model.save_pretrained(folder, **({} if state is None else {"state_dict": dict(state)}))

@@ -67,7 +67,9 @@ class Chat:
             self.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(self.model.device)
         torch.manual_seed(self.seed + len(self.messages))
-        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature > 0 else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": self.temperature} if self.temperature > 0 else {"do_sample": False}
+        )
         out = self.model.generate(
             **inputs, max_new_tokens=self.max_new_tokens, pad_token_id=self.tokenizer.pad_token_id, **sampling
         )
@@ -96,7 +98,9 @@ def export(name: str, output: Path, *, dtype: str = "bf16", overwrite: bool = Fa
     difference = float((again(ids).logits.log_softmax(-1) - before).abs().max())
     if difference > 1.0:
         shutil.rmtree(partial)
-        raise ModelError(f"{name}: the written weights give other log-probabilities (by {difference:.2g}); nothing was kept")
+        raise ModelError(
+            f"{name}: the written weights give other log-probabilities (by {difference:.2g}); nothing was kept"
+        )
     shutil.rmtree(output, ignore_errors=True)
     partial.rename(output)
     return difference

@@ -34,5 +34,5 @@ def keeping_callbacks(run: SFTRunConfig | RLRunConfig) -> list[TrainerCallback]:
         found.append(SaveBest())
     patience = getattr(run.train, "early_stopping_patience", None)
     if patience is not None:
-        found.append(EarlyStoppingCallback(patience, run.train.early_stopping_threshold))
+        found.append(EarlyStoppingCallback(patience, getattr(run.train, "early_stopping_threshold", 0.0)))
     return found

@@ -41,7 +41,10 @@ class LengthGroups(Sampler[int]):
         draw = random.Random(f"{self.seed} {self.epoch}")
         order = draw.sample(range(len(self.lengths)), len(self.lengths))
         size = STRETCH * self.batch
-        stretches = [sorted(order[at : at + size], key=self.lengths.__getitem__, reverse=True) for at in range(0, len(order), size)]
+        stretches = [
+            sorted(order[at : at + size], key=self.lengths.__getitem__, reverse=True)
+            for at in range(0, len(order), size)
+        ]
         batches = [stretch[at : at + self.batch] for stretch in stretches for at in range(0, len(stretch), self.batch)]
         whole = [batch for batch in batches if len(batch) == self.batch]
         part = [batch for batch in batches if len(batch) < self.batch]  # at most one, and last, so that no other is cut

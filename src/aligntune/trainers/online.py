@@ -33,9 +33,9 @@ from aligntune.trainers.online_metrics import gathered_moments
 from aligntune.trainers.online_plan import Plan, make_plan
 from aligntune.trainers.online_trainer import OnlineTrainer
 from aligntune.trainers.prompt_stream import PromptStream
-from aligntune.trainers.replica import engine_of_sharded
 from aligntune.trainers.ranks import rank, world_size
 from aligntune.trainers.reference import Reference
+from aligntune.trainers.replica import engine_of_sharded
 from aligntune.trainers.reward_source import reward_model_of
 from aligntune.trainers.rollout_phase import Sampler
 from aligntune.trainers.samples import SampleLogger
@@ -144,7 +144,9 @@ class OnlineSession(Session):
             return GreedyGenerator.of(self.model, self.tokenizer).stop_token_ids
         token = self.tokenizer.get_vocab().get(name)
         if token is None:
-            raise ConfigError(f"train.stop_token: {name!r} is not a token of this model; use eos, or a token of its vocabulary")
+            raise ConfigError(
+                f"train.stop_token: {name!r} is not a token of this model; use eos, or a token of its vocabulary"
+            )
         return (token,)
 
     @property
@@ -199,8 +201,20 @@ class OnlineSession(Session):
         found: list[Any] = [*keeping_callbacks(self.config), self.engine]
         samples = self.config.logging.sample_logging
         if samples.enabled:
-            asked = [self.asker(text) for text in samples.prompts] if samples.prompts is not None else self._first_prompts()
-            found.append(SampleLogger(samples, asked, self.engine, self.tokenizer, self.recorder, self.stop_token_ids, self.config.train.seed))
+            asked = (
+                [self.asker(text) for text in samples.prompts] if samples.prompts is not None else self._first_prompts()
+            )
+            found.append(
+                SampleLogger(
+                    samples,
+                    asked,
+                    self.engine,
+                    self.tokenizer,
+                    self.recorder,
+                    self.stop_token_ids,
+                    self.config.train.seed,
+                )
+            )
         return found
 
     def optimizer_steps(self) -> int:
@@ -221,7 +235,11 @@ class OnlineSession(Session):
         """Our own trainer of this run."""
         train, needs = self.config.train, self.spec.needs(self.config.train)
         arguments = training_arguments(
-            self.config, self.directory.checkpoints, self.precision, max_steps=self.optimizer_steps(), remove_unused_columns=False
+            self.config,
+            self.directory.checkpoints,
+            self.precision,
+            max_steps=self.optimizer_steps(),
+            remove_unused_columns=False,
         )
         sampler = Sampler(self.stream(), self.engine, self.rewards, self.tokenizer, self.spec, train, self.sampling)
         return OnlineTrainer(
@@ -255,7 +273,9 @@ class OnlineSession(Session):
         name = model.reward_value_model
         theirs = load_tokenizer(name, trust_remote_code=model.trust_remote_code)
         if theirs.get_vocab() != self.tokenizer.get_vocab():
-            raise ModelError(f"model.reward_value_model: {name} has another tokenizer than the policy, so it cannot read its completions")
+            raise ModelError(
+                f"model.reward_value_model: {name} has another tokenizer than the policy, so it cannot read its completions"
+            )
         quantised = model.value_model_quantization
         config = model.model_copy(update={"quantization": quantised})
         trunk = load_model(config, self.precision, trained=not quantised, name=name, init_kwargs={})
@@ -331,5 +351,13 @@ class OnlineSession(Session):
         for role, source in [*(("train", source) for source in self.config.sources), ("eval", self.config.eval_source)]:
             if source is not None:
                 rows = load_rows(source, seed=self.config.train.data_seed)
-                found.append({"role": role, "name": source.name, "split": source.split, "rows": len(rows), "fingerprint": rows_fingerprint(rows)})
+                found.append(
+                    {
+                        "role": role,
+                        "name": source.name,
+                        "split": source.split,
+                        "rows": len(rows),
+                        "fingerprint": rows_fingerprint(rows),
+                    }
+                )
         return found

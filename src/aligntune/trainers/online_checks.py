@@ -23,7 +23,11 @@ def _reference(run: Any, spec: AlgorithmSpec) -> Iterator[str]:
     if named and not model.use_peft:
         yield f"model.{named[0]}: names a LoRA adapter; turn use_peft on"
     if not spec.needs(train).reference:
-        given = [name for name in ("force_use_ref_model", "ref_model_init_kwargs", "ref_adapter_name") if getattr(model, name)]
+        given = [
+            name
+            for name in ("force_use_ref_model", "ref_model_init_kwargs", "ref_adapter_name")
+            if getattr(model, name)
+        ]
         yield from (f"model.{name}: this run compares with no reference (kl_coef is 0)" for name in given)
     if model.ref_adapter_name is not None:
         others = [name for name in ("force_use_ref_model", "ref_model_init_kwargs") if getattr(model, name)]

@@ -42,7 +42,12 @@ class Forward:
             hidden = trunk_hidden(policy, rows)[rows.predictors]
             head = model_head(policy)
             found = linear_log_probs(
-                hidden, head.weight, rows.targets, **head.arguments(self.temperature), entropy=entropy, entropy_grad=entropy_grad
+                hidden,
+                head.weight,
+                rows.targets,
+                **head.arguments(self.temperature),
+                entropy=entropy,
+                entropy_grad=entropy_grad,
             )
             values = () if self.critic is None else (self.critic(rows, hidden),)
             return (found.log_probs, *((found.entropy,) if found.entropy is not None else ()), *values)

@@ -46,7 +46,11 @@ def of_all_shares(shares: Mapping[str, Tensor], accelerator: Any) -> dict[str, f
     if accelerator.num_processes > 1:
         gathered = accelerator.gather(values.to(accelerator.device)[None])
         ends = [("_min" if name.endswith("_min") else "_max" if name.endswith("_max") else "") for name in names]
-        reduce = {"_min": lambda column: column.min(), "_max": lambda column: column.max(), "": lambda column: column.sum()}
+        reduce = {
+            "_min": lambda column: column.min(),
+            "_max": lambda column: column.max(),
+            "": lambda column: column.sum(),
+        }
         values = torch.stack([reduce[end](gathered[:, at]) for at, end in enumerate(ends)])
     return dict(zip(names, values.tolist(), strict=True))
 
@@ -60,7 +64,8 @@ def of_all_processes(metrics: Mapping[str, float], accelerator: Any) -> dict[str
     # Processes work at the same time, so that seconds are averaged like everything else.
     means = {name: [part[name] for part in parts if name in part] for name in names}
     return {
-        name: sum(values) / len(values) if name.endswith("_seconds") else summary(name, values) for name, values in means.items()
+        name: sum(values) / len(values) if name.endswith("_seconds") else summary(name, values)
+        for name, values in means.items()
     }
 
 

@@ -148,7 +148,10 @@ class OnlineTrainer(AutocastLoss, Trainer):
         generator = torch.Generator().manual_seed(self.args.seed + self.phase)
         count = len(self.rollout)
         shuffled = self.plan.passes > 1
-        passes = [torch.randperm(count, generator=generator) if shuffled else torch.arange(count) for _ in range(self.plan.passes)]
+        passes = [
+            torch.randperm(count, generator=generator) if shuffled else torch.arange(count)
+            for _ in range(self.plan.passes)
+        ]
         self.order = torch.cat(passes)
 
     def _rollout(self, scored: Scored) -> Rollout:
@@ -163,14 +166,20 @@ class OnlineTrainer(AutocastLoss, Trainer):
             loss_mask &= ended[:, None]
         sampler = padded(found.sampler_log_probs)
         prompts = [list(row["prompt_ids"]) for row in scored.rows for _ in range(group)]
-        rollout = Rollout(prompts, found.completion_ids, loss_mask, counted, torch.empty(0), sampler, metrics=scored.metrics)
+        rollout = Rollout(
+            prompts, found.completion_ids, loss_mask, counted, torch.empty(0), sampler, metrics=scored.metrics
+        )
         started = time.perf_counter()
         self._measure(rollout)
         rollout.metrics["perf/scoring_seconds"] = time.perf_counter() - started
         if found.log_probs is not None and rollout.old_log_probs is not None:
             difference = (rollout.old_log_probs - padded(found.log_probs)).abs()[loss_mask]
             rollout.metrics["engine_mismatch"] = float(difference.mean()) if len(difference) else 0.0
-        old = rollout.old_log_probs if rollout.old_log_probs is not None else padded(found.log_probs or found.sampler_log_probs)
+        old = (
+            rollout.old_log_probs
+            if rollout.old_log_probs is not None
+            else padded(found.log_probs or found.sampler_log_probs)
+        )
         made = self.spec.compute_advantages(
             ScoredRollouts(rewards, mask & ~missing.flatten()[:, None], ended, old, rollout.ref_log_probs, rollout.values),
             self.settings, self._all_sum,
@@ -216,7 +225,8 @@ class OnlineTrainer(AutocastLoss, Trainer):
         start = self.done * self.plan.micro
         mine = self.rollout.counts(self.order[start : start + self.plan.step], self.settings.max_completion_length)
         both = self._all_sum(torch.stack([torch.as_tensor(mine.num_sequences), torch.as_tensor(mine.num_tokens)]))
-        self._totals = Normalizers(*both.tolist(), self.settings.max_completion_length)
+        sequences, tokens = both.tolist()
+        self._totals = Normalizers(sequences, tokens, self.settings.max_completion_length)
 
     def loss_of(self, model: Any, rows: Tensor) -> Loss:
         """The loss share of the completions `rows` of this phase."""

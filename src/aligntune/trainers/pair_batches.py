@@ -31,7 +31,7 @@ class Pairs:
         lists = [[list(row[name]) for row in rows] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
         known = all(name in rows[0] for name in REF_COLUMNS)
         reference = tuple([list(row[name]) for row in rows] for name in REF_COLUMNS) if known else None
-        return {"pairs": cls(*lists, reference)}  # type: ignore[arg-type]
+        return {"pairs": cls(*lists, reference)}  # type: ignore
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -54,7 +54,9 @@ class Pairs:
         if self.reference is None:
             return None
         chosen, rejected = self.reference
-        return torch.tensor([x for side in (chosen, rejected) for row in side for x in row], device=packed.targets.device)
+        return torch.tensor(
+            [x for side in (chosen, rejected) for row in side for x in row], device=packed.targets.device
+        )
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,10 @@ class PairsSession(Session):
     @cached_property
     def model(self) -> Any:
         model = self._backend.load_policy(self)
-        if model.get_input_embeddings().weight.shape[0] < len(self.tokenizer) and self.config.model.sft_path is not None:
+        if (
+            model.get_input_embeddings().weight.shape[0] < len(self.tokenizer)
+            and self.config.model.sft_path is not None
+        ):
             raise ModelError(
                 f"model.sft_path: {self.config.model.sft_path} has fewer tokens than the tokenizer of {self.config.model.name_or_path}"
             )
@@ -177,7 +180,9 @@ class PairsSession(Session):
         rows = reference.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         known = len(self.tokenizer) - len(self.tokenizer.get_added_vocab())
         if rows < known:
-            raise ModelError(f"the reference knows {rows} tokens and the policy's tokenizer {known}: it cannot be its reference")
+            raise ModelError(
+                f"the reference knows {rows} tokens and the policy's tokenizer {known}: it cannot be its reference"
+            )
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 
@@ -190,7 +195,9 @@ class PairsSession(Session):
         common: dict[str, Any] = {"max_new_tokens": tokens, "seed": train.seed}
         found: dict[str, float] = {}
         if train.dpo_zero_shot_max_samples:
-            found |= shot_metrics(self._generator(), self.eval_questions, max_samples=train.dpo_zero_shot_max_samples, **common)
+            found |= shot_metrics(
+                self._generator(), self.eval_questions, max_samples=train.dpo_zero_shot_max_samples, **common
+            )
         if train.dpo_few_shot_max_samples and train.dpo_few_shot_examples_text:
             found |= shot_metrics(
                 self._generator(), self.eval_questions, max_samples=train.dpo_few_shot_max_samples, few_shot=True,

@@ -100,7 +100,9 @@ class PairsEvaluation(_Base):
         whole, shares, first = None, [], 0
         if compares:
             with self.compute_loss_context_manager():
-                parts = [sequence_log_probs(self.batch(self.model_wrapped, pairs), self.settings) for pairs, _ in batches]
+                parts = [
+                    sequence_log_probs(self.batch(self.model_wrapped, pairs), self.settings) for pairs, _ in batches
+                ]
             whole = PairLogProbs.cat(parts)
         for pairs, counts in batches:
             with self.compute_loss_context_manager():

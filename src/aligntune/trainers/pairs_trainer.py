@@ -27,11 +27,20 @@ from aligntune.trainers.reference import Reference
 
 STATE = "reference.pt"
 """File in a checkpoint that holds a reference which synchronisation has moved."""
+
+
 class PairsTrainer(PairsEvaluation, GroupsByLength, AutocastLoss, Trainer):
     """`reference` is None where the algorithm needs none, or all of its log-probabilities are in the rows."""
 
     def __init__(
-        self, model: Any, args: Any, *, spec: AlgorithmSpec, settings: Any, reference: Reference | None = None, **kwargs: Any
+        self,
+        model: Any,
+        args: Any,
+        *,
+        spec: AlgorithmSpec,
+        settings: Any,
+        reference: Reference | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(model, args, data_collator=Pairs.collate, **kwargs)
         self.set_algorithm(spec, settings, reference)
@@ -83,7 +92,9 @@ class PairsTrainer(PairsEvaluation, GroupsByLength, AutocastLoss, Trainer):
         """Training logs get the means over the optimiser steps since the last one."""
         if "loss" in logs and self._logged:
             names = sorted(set(self._logged[0]) - {"loss"})
-            values = torch.stack([torch.stack([entry[name].double() for name in names]) for entry in self._logged]).mean(0)
+            values = torch.stack(
+                [torch.stack([entry[name].double() for name in names]) for entry in self._logged]
+            ).mean(0)
             logs |= dict(zip(names, self.accelerator.reduce(values.to(self.args.device), "sum").tolist()))
             self._logged = []
         super().log(logs, *args, **kwargs)
@@ -100,7 +111,10 @@ class PairsTrainer(PairsEvaluation, GroupsByLength, AutocastLoss, Trainer):
     def _steps(self, batches: Sequence[Pairs]) -> list[Step]:
         """Counts over the optimiser batch of all processes and, for losses that compare pairs, its log-probabilities."""
         counts = torch.tensor(
-            [sum(map(len, batches)), sum(max(0, len(c) - (not p)) for pairs in batches for p, c in zip(pairs.prompts, pairs.chosen))],
+            [
+                sum(map(len, batches)),
+                sum(max(0, len(c) - (not p)) for pairs in batches for p, c in zip(pairs.prompts, pairs.chosen)),
+            ],
             dtype=torch.float64,
         )
         if self.accelerator.num_processes > 1:
@@ -121,7 +135,10 @@ class PairsTrainer(PairsEvaluation, GroupsByLength, AutocastLoss, Trainer):
         mine = PairLogProbs.cat(parts)
         if self.accelerator.num_processes == 1:
             return mine, 0
-        everyone = [self.accelerator.gather(getattr(mine, name)) for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")]
+        everyone = [
+            self.accelerator.gather(getattr(mine, name))
+            for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")
+        ]
         return PairLogProbs(*everyone), self.accelerator.process_index * len(mine.chosen)
 
     # Checkpoints ----------------------------------------------------------------------------------------------------

@@ -43,8 +43,10 @@ class Reference:
         config, inner = session.config.model, unwrapped(policy)
         has_adapter = hasattr(inner, "peft_config")
         if config.ref_adapter_name is not None:
-            if not has_adapter or config.ref_adapter_name not in inner.peft_config:
-                raise ConfigError(f"model.ref_adapter_name: the policy has no adapter named {config.ref_adapter_name!r}")
+            if not has_adapter or config.ref_adapter_name not in inner.peft_config:  # type: ignore[operator]
+                raise ConfigError(
+                    f"model.ref_adapter_name: the policy has no adapter named {config.ref_adapter_name!r}"
+                )
             return cls(inner, f"adapter {config.ref_adapter_name}", config.ref_adapter_name)
         moves = session.config.train.sync_ref_model
         if has_adapter and not (config.force_use_ref_model or config.ref_model_init_kwargs or moves):

@@ -20,7 +20,9 @@ from aligntune.trainers.reference import Reference
 TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-def with_reference(rows: Dataset, reference: Reference, *, batch_size: int, autocast: torch.dtype | None = None) -> Dataset:
+def with_reference(
+    rows: Dataset, reference: Reference, *, batch_size: int, autocast: torch.dtype | None = None
+) -> Dataset:
     """`rows` with the columns `ref_chosen` and `ref_rejected`: a log-probability for each token of the answers.
 
     `autocast`: the number format of the run's forward passes, None for that of the weights.

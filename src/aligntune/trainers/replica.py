@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -73,5 +72,3 @@ class GatheringEngine:
 
     def update_weights(self) -> None:
         self.engine.update_weights()
-
-

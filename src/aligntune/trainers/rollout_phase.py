@@ -61,7 +61,9 @@ def joined(parts: Sequence[Scored]) -> Scored:
         rollouts.log_probs = [*rollouts.log_probs, *part.rollouts.log_probs] if known else None  # type: ignore[misc]
         rollouts.sampler_log_probs += part.rollouts.sampler_log_probs
         rollouts.finished += part.rollouts.finished
-    return Scored([row for part in parts for row in part.rows], rollouts, torch.cat([part.rewards for part in parts]), {})
+    return Scored(
+        [row for part in parts for row in part.rows], rollouts, torch.cat([part.rewards for part in parts]), {}
+    )
 
 
 def same(count: int) -> int:
@@ -114,7 +116,9 @@ class Sampler:
         started = time.perf_counter()
         rollouts = self.engine.generate([row["prompt_ids"] for row in rows], params)
         generated = time.perf_counter()
-        scores = self.rewards.score(*reward_arguments(rows, rollouts.completion_ids, self.tokenizer, params.num_generations))
+        scores = self.rewards.score(
+            *reward_arguments(rows, rollouts.completion_ids, self.tokenizer, params.num_generations)
+        )
         metrics = scores.metrics | length_metrics(rollouts)
         metrics |= {"perf/rollout_seconds": generated - started, "perf/reward_seconds": time.perf_counter() - generated}
         totals = torch.tensor([float("nan") if total is None else total for total in scores.total])

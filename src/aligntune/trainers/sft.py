@@ -196,7 +196,11 @@ class SFTSession(Session):
     def _answer(self, asked: Sequence[EvaluationRow], max_new_tokens: int | None = None) -> list[str]:
         if not asked:
             return []
-        limit = max_new_tokens or self.config.evaluation.max_new_tokens
+        longest = (
+            getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+            or self.config.model.max_seq_length
+        )
+        limit = min(max_new_tokens or self.config.evaluation.max_new_tokens, max(1, longest // 2))
         prompts = [question.prompt for question in asked]
         return self._generator().generate(prompts, max_new_tokens=limit, tools=[question.tools for question in asked])
 

@@ -46,7 +46,9 @@ def test_the_update_does_not_depend_on_micro_batches(run: Run, algorithm: str) -
     ("grpo", {"use_peft": True}), ("dapo", {"rollout_batch_size": 4}),
     ("grpo", {"rewards": [{"type": "length", "normalize": True}], "reward_functions": None, "rollout_batch_size": 4}), ("grpo", {"disable_dropout": False, "use_peft": True, "lora_dropout": 0.3, "rollout_batch_size": 4}),
 ], ids=str)  # fmt: skip
-def test_resume_is_exact_in_the_middle_of_a_rollout(tmp_path: Path, run: Run, algorithm: str, settings: dict[str, Any]) -> None:
+def test_resume_is_exact_in_the_middle_of_a_rollout(
+    tmp_path: Path, run: Run, algorithm: str, settings: dict[str, Any]
+) -> None:
     settings = settings | {"save_interval": 1, "max_steps": 6}
     whole, cut = (run(algorithm, name, **settings) for name in ("whole", "cut"))
     expected = trained(whole)
@@ -89,7 +91,15 @@ def test_dynamic_sampling_replaces_prompts_without_a_signal(run: Run) -> None:
 
 
 def test_samples_are_logged_when_due(tmp_path: Path, run: Run) -> None:
-    logging_settings = {"sample_logging": {"enabled": True, "prompts": ["say cat"], "interval_steps": 2, "num_samples": 2, "max_new_tokens": 3}}
+    logging_settings = {
+        "sample_logging": {
+            "enabled": True,
+            "prompts": ["say cat"],
+            "interval_steps": 2,
+            "num_samples": 2,
+            "max_new_tokens": 3,
+        }
+    }
     run(logging=logging_settings).train()
     samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     due = [row for row in samples if row["prompt"] == [{"role": "user", "content": "say cat"}]]

@@ -52,7 +52,9 @@ def test_named_adapters_are_trained_and_kept(run: Run) -> None:
 
 def test_named_adapters_are_read_from_their_folders(files: Path, tmp_path: Path, run: Run) -> None:
     base = AutoModelForCausalLM.from_pretrained(files / "model")
-    peft = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"), adapter_name="anchor")
+    peft = get_peft_model(
+        base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"), adapter_name="anchor"
+    )
     for name, parameter in peft.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(3))
@@ -68,7 +70,9 @@ def test_a_synchronised_reference_follows_the_policy(run: Run, use_peft: bool) -
     """alpha 1 after every step: the reference is the policy before the step, whose KL is 0 again."""
     settings = {"use_peft": use_peft, "learning_rate": 1e-2, "kl_coef": 0.1, "max_steps": 4}
     still = column(trained(run(out="still", **settings)), "kl")
-    moving = trained(run(out="moving", sync_ref_model=True, ref_model_mixup_alpha=1.0, ref_model_sync_steps=1, **settings))
+    moving = trained(
+        run(out="moving", sync_ref_model=True, ref_model_mixup_alpha=1.0, ref_model_sync_steps=1, **settings)
+    )
     assert still[-1] > 1e-5
     assert column(moving, "kl") == pytest.approx([0] * 4, abs=1e-7)
 
@@ -88,8 +92,16 @@ def test_a_moved_reference_survives_a_restart(tmp_path: Path, run: Run) -> None:
 def test_sft_path_is_where_policy_and_reference_start(tmp_path: Path, run: Run) -> None:
     tiny.write_model(tmp_path / "sft", seed=5)
     for use_peft in (False, True):
-        session = run(out=f"out{use_peft}", sft_path=str(tmp_path / "sft"), use_peft=use_peft, kl_coef=0.1, force_use_ref_model=use_peft)
-        weights = [value for name, value in session.model.state_dict().items() if "q_proj" in name and "lora" not in name]
+        session = run(
+            out=f"out{use_peft}",
+            sft_path=str(tmp_path / "sft"),
+            use_peft=use_peft,
+            kl_coef=0.1,
+            force_use_ref_model=use_peft,
+        )
+        weights = [
+            value for name, value in session.model.state_dict().items() if "q_proj" in name and "lora" not in name
+        ]
         start = [value for name, value in tiny.model(5).state_dict().items() if "q_proj" in name]
         assert all(torch.equal(*pair) for pair in zip(weights, start, strict=True))
         assert trained(session)[0]["kl"] == pytest.approx(0, abs=1e-7)
@@ -98,14 +110,18 @@ def test_sft_path_is_where_policy_and_reference_start(tmp_path: Path, run: Run) 
 def test_sft_path_may_be_an_adapter_of_another_place(files: Path, tmp_path: Path, run: Run) -> None:
     """Its recorded base is gone: name_or_path is the base."""
     gone = tiny.write_model(tmp_path / "gone")
-    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(gone), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    peft = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(gone), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    )
     for name, parameter in peft.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(3))
     peft.save_pretrained(tmp_path / "sft")
     gone.rename(tmp_path / "elsewhere")
     session = run(sft_path=str(tmp_path / "sft"), kl_coef=0.1)
-    assert not torch.equal(session.model.model.layers[0].self_attn.q_proj.weight, tiny.model().model.layers[0].self_attn.q_proj.weight)
+    assert not torch.equal(
+        session.model.model.layers[0].self_attn.q_proj.weight, tiny.model().model.layers[0].self_attn.q_proj.weight
+    )
     assert trained(session)[0]["kl"] == pytest.approx(0, abs=1e-7)
 
 
@@ -130,10 +146,18 @@ def test_a_reward_model_alone(files: Path, run: Run, algorithm: str, setting: st
 
 
 def test_functions_and_a_model_are_summed_by_weight(files: Path, run: Run) -> None:
-    found = trained(run(reward_functions=[digits], reward_function_weights=[3.0], reward_path=str(files / "reward"), max_steps=1))[0]
-    assert found["reward"] == pytest.approx(3 * found["rewards/digits/mean"] + found["rewards/reward_model/mean"], abs=1e-6)
-    other = trained(run(reward_functions=[digits], reward_weights=[5.0], reward_path=str(files / "reward"), max_steps=1))[0]
-    assert other["reward"] == pytest.approx(5 * other["rewards/digits/mean"] + other["rewards/reward_model/mean"], abs=1e-6)
+    found = trained(
+        run(reward_functions=[digits], reward_function_weights=[3.0], reward_path=str(files / "reward"), max_steps=1)
+    )[0]
+    assert found["reward"] == pytest.approx(
+        3 * found["rewards/digits/mean"] + found["rewards/reward_model/mean"], abs=1e-6
+    )
+    other = trained(
+        run(reward_functions=[digits], reward_weights=[5.0], reward_path=str(files / "reward"), max_steps=1)
+    )[0]
+    assert other["reward"] == pytest.approx(
+        5 * other["rewards/digits/mean"] + other["rewards/reward_model/mean"], abs=1e-6
+    )
 
 
 def test_a_reward_of_none_leaves_its_completion_out(run: Run) -> None:
@@ -168,7 +192,10 @@ def test_a_value_model_learns_beside_the_policy(tmp_path: Path, run: Run) -> Non
     session = run("ppo", reward_value_model=str(tmp_path / "critic"), kl_coef=0.0, max_steps=6)
     found = trained(session)
     fresh = tiny.model(3)
-    assert any(not torch.equal(*pair) for pair in zip(session.trainer.critic.trunk.parameters(), fresh.parameters(), strict=True))
+    assert any(
+        not torch.equal(*pair)
+        for pair in zip(session.trainer.critic.trunk.parameters(), fresh.parameters(), strict=True)
+    )
     assert column(found, "value_error")[3] < column(found, "value_error")[0]  # within the first phase's passes
 
 
@@ -188,9 +215,14 @@ def test_a_value_model_with_other_tokens_is_refused(tmp_path: Path, run: Run) ->
 def test_padding_changes_nothing(run: Run, algorithm: str) -> None:
     """Rows without padding, and the same rows padded on the right to the longest of the batch."""
     settings = {"kl_coef": 0.1, "num_ppo_epochs": 2, "max_completion_length": 9}
-    packed, padded = trained(run(algorithm, out="a", **settings)), run(algorithm, out="b", padding_free=False, **settings)
+    packed, padded = (
+        trained(run(algorithm, out="a", **settings)),
+        run(algorithm, out="b", padding_free=False, **settings),
+    )
     shapes: list[tuple[int, ...]] = []
-    padded.model.model.register_forward_pre_hook(lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+    padded.model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
     found = trained(padded)
     assert max(rows for rows, _ in shapes) == 8
     for name in ("loss", "grad_norm", "reward", "kl", "entropy", "ratio_max"):
@@ -208,7 +240,8 @@ def test_a_model_that_cannot_be_packed_is_padded_by_itself(run: Run, monkeypatch
 def test_truncated_completions_are_not_run_in_the_update(run: Run) -> None:
     """Nothing ends within 2 tokens but by chance: the update then reads one short row in place of eight."""
     masked, whole = (
-        trained(run(out=str(on), mask_truncated_completions=on, max_completion_length=2, kl_coef=0.0, max_steps=1))[0] for on in (True, False)
+        trained(run(out=str(on), mask_truncated_completions=on, max_completion_length=2, kl_coef=0.0, max_steps=1))[0]
+        for on in (True, False)
     )
     assert masked["completions/truncated_share"] == whole["completions/truncated_share"] == 1
     assert masked["num_tokens"] < whole["num_tokens"] / 4
@@ -231,7 +264,10 @@ def test_strategies_by_epoch(files: Path, tmp_path: Path, run: Run) -> None:
     ).train()  # fmt: skip
     assert [row["step"] for row in lines(tmp_path / "out", "eval")] == [0, 4, 8]
     assert [(row["step"], row["epoch"]) for row in lines(tmp_path / "out")] == [(4, 1.0), (8, 2.0)]
-    assert sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir()) == ["checkpoint-4", "checkpoint-8"]
+    assert sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir()) == [
+        "checkpoint-4",
+        "checkpoint-8",
+    ]
 
 
 def test_the_best_weights_are_kept_by_the_held_out_reward(files: Path, run: Run) -> None:
@@ -263,7 +299,9 @@ def test_the_best_weights_are_kept_by_the_held_out_reward(files: Path, run: Run)
     ({"use_liger_kernel": True}, AlignTuneError, "liger"),
     ({"sft_path": "/nowhere"}, ModelError, "no such folder"),
 ], ids=str)  # fmt: skip
-def test_settings_that_cannot_act(files: Path, run: Run, settings: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_settings_that_cannot_act(
+    files: Path, run: Run, settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
     settings = {name: str(files / "model") if value == "MODEL" else value for name, value in settings.items()}
     with pytest.raises(error, match=message):
         run(**settings).train()

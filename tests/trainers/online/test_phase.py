@@ -76,7 +76,10 @@ def test_what_does_not_fit_is_refused_with_what_would(train: dict[str, Any], mes
 @given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 5), st.booleans())
 def test_every_pass_draws_every_prompt_once(count: int, world: int, phase: int, by_length: bool):
     rows = prompts(count)
-    streams = [PromptStream(rows, seed=3, phase=phase * world, by_length=by_length, rank=rank, world=world) for rank in range(world)]
+    streams = [
+        PromptStream(rows, seed=3, phase=phase * world, by_length=by_length, rank=rank, world=world)
+        for rank in range(world)
+    ]
     drawn: list[int] = []
     while len(drawn) < 3 * count:
         parts = [[row["level"] for row in stream.draw(phase)] for stream in streams]
@@ -187,14 +190,27 @@ def test_processes_draw_in_step():
 def test_metrics_of_several_draws():
     parts = [{"reward": 1.0, "completions/max_length": 5.0, "perf/rollout_seconds": 1.0}, {"reward": 0.0, "completions/max_length": 9.0,
              "perf/rollout_seconds": 2.0, "only": 3.0}]  # fmt: skip
-    assert phase_metrics(parts, [3, 1]) == {"reward": 0.75, "completions/max_length": 9.0, "perf/rollout_seconds": 3.0, "only": 3.0}
+    assert phase_metrics(parts, [3, 1]) == {
+        "reward": 0.75,
+        "completions/max_length": 9.0,
+        "perf/rollout_seconds": 3.0,
+        "only": 3.0,
+    }
 
 
 # Rewards --------------------------------------------------------------------------------------------------------------
 
 
 def test_rewards_see_what_was_asked_and_the_columns():
-    rows = [{"prompt_ids": [5], "prompt_text": "<user>hi", "prompt_json": json.dumps([{"role": "user", "content": "hi"}]), "length": 1, "answer": "a"}]
+    rows = [
+        {
+            "prompt_ids": [5],
+            "prompt_text": "<user>hi",
+            "prompt_json": json.dumps([{"role": "user", "content": "hi"}]),
+            "length": 1,
+            "answer": "a",
+        }
+    ]
     tokenizer = tiny.tokenizer()
     ids = tokenizer("yes")["input_ids"]
     asked, said, columns, _ = reward_arguments(rows, [ids, [*ids, tokenizer.eos_token_id]], tokenizer, 2)
@@ -238,7 +254,13 @@ def test_the_meter_knows_means_extremes_and_sums():
     meter = Meter()
     meter.add({"loss/policy": 1.0, "ratio_max": 1.0, "ratio_min": 0.5, "perf/rollout_seconds": 1.0})
     meter.add({"loss/policy": 2.0, "ratio_max": 3.0, "ratio_min": 0.7, "perf/rollout_seconds": 1.0, "kl": 4.0})
-    assert meter.pop() == {"loss/policy": 1.5, "ratio_max": 3.0, "ratio_min": 0.5, "perf/rollout_seconds": 2.0, "kl": 4.0}
+    assert meter.pop() == {
+        "loss/policy": 1.5,
+        "ratio_max": 3.0,
+        "ratio_min": 0.5,
+        "perf/rollout_seconds": 2.0,
+        "kl": 4.0,
+    }
     assert meter.pop() == {}
 
 

@@ -30,7 +30,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_model(folder / "model")
     words = tiny.WORDS
     rows = [
-        {"prompt": f"say {word}", "chosen": word, "rejected": words[(at + 5) % len(words)] + "z" * (at % 3)} for at, word in enumerate(words)
+        {"prompt": f"say {word}", "chosen": word, "rejected": words[(at + 5) % len(words)] + "z" * (at % 3)}
+        for at, word in enumerate(words)
     ]
     tiny.write_rows(folder / "pairs.jsonl", rows)
     tiny.write_rows(folder / "held.jsonl", [row | {"prompt": row["prompt"] + "!"} for row in rows[:7]])
@@ -54,7 +55,9 @@ def run(files: Path, out: Path, **settings: Any) -> Any:
 def lines(folder: Path, split: str = "train") -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
-        {name: value for name, value in without_timing(row).items() if not name.startswith("elapsed")} for row in rows if row["split"] == split
+        {name: value for name, value in without_timing(row).items() if not name.startswith("elapsed")}
+        for row in rows
+        if row["split"] == split
     ]
 
 
@@ -88,7 +91,9 @@ def test_the_update_does_not_depend_on_micro_batches(files: Path, tmp_path: Path
     {"force_use_ref_model": True}, {"ref_model_init_kwargs": {"use_cache": False}}, {"ref_adapter_name": "frozen"},
     {"ref_adapter_name": "frozen", "model_adapter_name": "policy"},
 ], ids=str)  # fmt: skip
-def test_lora_with_its_adapter_off_is_every_other_reference(files: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_lora_with_its_adapter_off_is_every_other_reference(
+    files: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     common: dict[str, Any] = {"use_peft": True, "learning_rate": 1e-2, "max_steps": 4}
     plain, copied = run(files, tmp_path / "a", **common), run(files, tmp_path / "b", **common, **settings)
     expected, found = trained(plain), trained(copied)
@@ -105,7 +110,9 @@ def test_precomputed_references_equal_those_computed_on_the_fly(files: Path, tmp
     expected = trained(run(files, tmp_path / "a", **common))
     session = run(files, tmp_path / "b", precompute_ref_log_probs=True, precompute_ref_batch_size=3, **common)
     found = trained(session)
-    for one, other in zip([*expected, *lines(tmp_path / "a", "eval")], [*found, *lines(tmp_path / "b", "eval")], strict=True):
+    for one, other in zip(
+        [*expected, *lines(tmp_path / "a", "eval")], [*found, *lines(tmp_path / "b", "eval")], strict=True
+    ):
         assert one == pytest.approx(other, abs=2e-5)
     assert session.trainer.reference is None
 
@@ -154,7 +161,13 @@ def test_resume_is_exact(files: Path, tmp_path: Path, settings: dict[str, Any]) 
 def test_evaluation_does_not_depend_on_its_batches(files: Path, tmp_path: Path, loss: str) -> None:
     found = []
     for size in (1, 3, 7):
-        session = run(files, tmp_path / str(size), loss_type=loss, eval_dataset=str(files / "held.jsonl"), per_device_eval_batch_size=size)
+        session = run(
+            files,
+            tmp_path / str(size),
+            loss_type=loss,
+            eval_dataset=str(files / "held.jsonl"),
+            per_device_eval_batch_size=size,
+        )
         session.train()
         found.append({name: value for name, value in session.metrics.items() if name.startswith("eval_")})
     assert found[0] == pytest.approx(found[1], abs=1e-5)
@@ -164,7 +177,14 @@ def test_evaluation_does_not_depend_on_its_batches(files: Path, tmp_path: Path, 
 
 def test_it_learns_which_answers_are_preferred(files: Path, tmp_path: Path) -> None:
     session = run(
-        files, tmp_path, max_steps=40, learning_rate=1e-3, eval_dataset=str(files / "held.jsonl"), eval_strategy="steps", eval_interval=40, logging_steps=10
+        files,
+        tmp_path,
+        max_steps=40,
+        learning_rate=1e-3,
+        eval_dataset=str(files / "held.jsonl"),
+        eval_strategy="steps",
+        eval_interval=40,
+        logging_steps=10,
     )
     session.train()
     before, *_, after = lines(tmp_path, "eval")
@@ -202,7 +222,9 @@ def test_shots_answer_held_out_prompts(files: Path, tmp_path: Path) -> None:
     assert found["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_pairs_that_teach_nothing_are_dropped_and_counted(files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_pairs_that_teach_nothing_are_dropped_and_counted(
+    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     good = {"prompt": "a", "chosen": "b", "rejected": "c"}
     tiny.write_rows(files / "mixed.jsonl", [good, good | {"rejected": "b"}, good | {"chosen": " "}])
     with caplog.at_level("WARNING", "aligntune"):

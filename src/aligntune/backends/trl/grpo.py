@@ -51,7 +51,9 @@ class OurMetrics(Trainer):
         if "loss" in logs:
             renamed = {OUR_NAMES.get(name, name): value for name, value in logs.items()}
             logs.clear()
-            logs.update({name: value for name, value in renamed.items() if not name.startswith(DROPPED)} | self.meter.pop())
+            logs.update(
+                {name: value for name, value in renamed.items() if not name.startswith(DROPPED)} | self.meter.pop()
+            )
         super().log(logs, *args, **kwargs)
 
 
