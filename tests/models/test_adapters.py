@@ -20,7 +20,7 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 def adapter(name: Path, folder: Path, pad_token: str | None = None) -> torch.Tensor:
     """Save a LoRA adapter with random weights; its logits."""
     tokenizer = load_tokenizer(str(name), pad_token=pad_token)
-    model = load_policy(ModelConfig(name_or_path=str(name), peft_enabled=True), FP32)
+    model = load_policy(ModelConfig(name_or_path=str(name), peft_enabled=True), FP32, seed=0)
     fit_embeddings(model, tokenizer)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
