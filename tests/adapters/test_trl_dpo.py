@@ -88,6 +88,7 @@ def test_same_training_and_evaluation(files: Path, tmp_path: Path, settings: dic
         session = run(files, tmp_path / backend, backend, eval_dataset=str(files / "pairs.jsonl"), **settings)
         found.append(session.train())
         assert session.backend == backend
+        assert not (tmp_path / backend / "model" / "ref").exists(), "TRL's copy of the adapter is no part of the model"
     names = [name for name in found[0] if name.startswith("eval_")]
     assert {"eval_loss", "eval_rewards/accuracies", "eval_logps/chosen"} <= set(names)
     for name in ("train_loss", *names):

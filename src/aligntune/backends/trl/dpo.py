@@ -92,6 +92,9 @@ def dpo_trainer(session: PairsSession, callbacks: Sequence[Any]) -> ExactDPOTrai
             processing_class=session.tokenizer,
             callbacks=list(callbacks),
         )
+    if "ref" in getattr(session.model, "peft_config", {}):
+        # TRL's copy of the new adapter, which says what the base alone says; it would be saved with the model.
+        session.model.delete_adapter("ref")
     set_seed(
         run.train.seed
     )  # computing the reference has drawn random numbers, which would decide the order of the rows
