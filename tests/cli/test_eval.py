@@ -1,0 +1,74 @@
+"""`aligntune eval`: every kind of rows, the predictions file, and what it says to mistakes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import tiny
+from aligntune.api import evaluate
+from aligntune.cli import evaluate as verb
+from aligntune.errors import ConfigError, DataError
+
+PAIRS = [{"prompt": "say red", "chosen": "red", "rejected": "green blue"}, {"prompt": "say two", "chosen": "two", "rejected": "one"}]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_model(tmp_path_factory.mktemp("eval") / "model")
+
+
+def test_table_predictions_and_summary(model: Path, tmp_path: Path) -> None:
+    import typer
+
+    app = typer.Typer()
+    verb.add_to(app)
+    app.command("other")(lambda: None)
+    data = tiny.write_rows(tmp_path / "chats.jsonl", tiny.chats(5))
+    output = tmp_path / "said.jsonl"
+    result = CliRunner().invoke(
+        app, ["eval", str(model), str(data), "--metrics", "perplexity,rouge", "--limit", "3", "--output", str(output), "evaluation.max_new_tokens=2"]
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(records) == 3
+    assert all(
+        {"row", "prompt", "reference", "prediction", "perplexity", "tokens"} <= set(record) for record in records
+    )
+    metrics = json.loads(output.with_suffix(".metrics.json").read_text())["metrics"]
+    assert set(metrics) == {"loss", "perplexity", "rouge1", "rouge2", "rougeL"}
+    tokens = sum(record["tokens"] for record in records)
+    mean = sum(record["tokens"] * math.log(record["perplexity"]) for record in records) / tokens
+    assert metrics["perplexity"] == pytest.approx(math.exp(mean), rel=1e-6)
+    assert "perplexity" in result.output
+
+
+def test_perplexity_at_any_batch_size(model: Path, tmp_path: Path) -> None:
+    data = tiny.write_rows(tmp_path / "text.jsonl", [{"text": "red green " * at} for at in range(1, 9)])
+    found = [evaluate(str(model), str(data), batch_size=size, precision="fp32").metrics["perplexity"] for size in (1, 3, 8)]  # fmt: skip
+    assert found == pytest.approx([found[0]] * 3, rel=1e-6)
+
+
+def test_preference_pairs(model: Path, tmp_path: Path) -> None:
+    data = tiny.write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    found = evaluate(str(model), str(data), precision="fp32")
+    margins = [row["chosen_logp"] - row["rejected_logp"] for row in found.predictions]
+    assert found.task == "preference"
+    assert found.metrics["logps/margins"] == pytest.approx(sum(margins) / 2)
+    assert found.metrics["logps/accuracies"] == sum(margin > 0 for margin in margins) / 2
+
+
+def test_mistakes(model: Path, tmp_path: Path) -> None:
+    data = str(tiny.write_rows(tmp_path / "chats.jsonl", tiny.chats(3)))
+    with pytest.raises(ConfigError, match="did you mean rouge"):
+        evaluate(str(model), data, metrics=["rogue"])
+    with pytest.raises(ConfigError, match="has no head for text_classification"):
+        evaluate(str(model), data, task="text_classification")
+    with pytest.raises(ConfigError, match="streaming"):
+        evaluate(str(model), data, overrides=["dataset.streaming=true"])
+    with pytest.raises(DataError, match=r"chat\.jsonl"):
+        evaluate(str(model), str(tmp_path / "chat.jsonl"))
