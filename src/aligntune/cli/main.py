@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def _register() -> None:
-    from aligntune.cli import backends, config, data, doctor, evaluate, models, train
+    from aligntune.cli import backends, config, data, doctor, evaluate, models, reward, train
 
     train.add_to(app)
     config.add_to(app)
@@ -41,6 +41,7 @@ def _register() -> None:
     data.add_to(app)
     models.add_to(app)
     evaluate.add_to(app)
+    reward.add_to(app)
 
 
 if __name__ == "__main__":

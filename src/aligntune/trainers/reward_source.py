@@ -1,30 +1,59 @@
-"""Which reward model does a run use? By folder, by hub name, or by its full source."""
+"""Which reward model does a run use? By folder, by hub name, by its full source, or one that is trained first."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+from aligntune.config.rewards import RewardModelTrainingConfig
 from aligntune.errors import ConfigError
 from aligntune.rewards.model import RewardModel, load
 
+DONE = "reward_training.json"
+"""Beside a model that was trained for a run: from what. A run that asks for the same again takes it as it is."""
+
 
 def reward_model_of(config: Any) -> RewardModel | None:
-    """The reward model that an online run names, loaded on `reward_device`; None when it names none."""
+    """The reward model that an online run names, loaded on `reward_device`; None when it names none.
+
+    Where the run asks for training (`reward_training`, `custom_trained`, `fine_tune_with_rewards`) it happens here, once:
+    a model that was trained from the same settings before is loaded instead.
+
+    Raises:
+        ConfigError: `reward_training` beside another reward model, or training in a run of several processes.
+    """
     model = config.model
     source = model.reward_model_source
-    if config.reward_training is not None or (source is not None and source.training_config is not None):
-        raise ConfigError(
-            "training a reward model inside a run is not implemented yet (reward_training, reward_model_source.training_config): "
-            "train it before and name its folder with reward_path"
-        )
     name = model.reward_path or model.reward_model_name
+    training = config.reward_training
+    if training is not None and (name is not None or source is not None):
+        raise ConfigError("reward_training trains the reward model, and reward_path, reward_model_name or reward_model_source names another: keep one")  # fmt: skip
     if source is not None:
-        name = source.model_path or source.model_name
+        name, training = source.model_path or source.model_name, source.training_config
+    if training is not None:
+        name = str(trained_folder(training, start=name, trust_remote_code=model.trust_remote_code))
     if name is None:
         return None
     return load(
-        name,
-        device=model.reward_device,
-        quantization=model.reward_model_quantization or None,
-        trust_remote_code=model.trust_remote_code,
+        name, device=model.reward_device, quantization=model.reward_model_quantization or None, trust_remote_code=model.trust_remote_code
     )
+
+
+resolve_reward_model = reward_model_of
+
+
+def trained_folder(training: RewardModelTrainingConfig, *, start: str | None, trust_remote_code: bool = False) -> Path:
+    """Train (or find again) the model of `training`; `start`: a pretrained reward model to begin with, in place of its base."""
+    from aligntune.trainers.reward_model import train_on_texts
+
+    if start is not None:
+        training = training.model_copy(update={"base_model_name": start})
+    done = Path(training.output_dir).expanduser() / DONE
+    asked = training.model_dump(mode="python")
+    text = json.dumps(asked, sort_keys=True, default=str)
+    if done.exists() and done.read_text(encoding="utf-8") == text and (done.parent / "model").exists():
+        return done.parent / "model"
+    folder = train_on_texts(training, trust_remote_code=trust_remote_code).folder
+    done.write_text(text, encoding="utf-8")
+    return folder
