@@ -83,7 +83,7 @@ def same_runs(run: Run, algorithm: str, **settings: Any) -> tuple[Any, Any]:
     assert len(ours) == len(theirs) == 4
     assert {*ours[0]} & {*theirs[0]} >= SHARED
     for mine, yours in zip(ours, theirs, strict=True):
-        for name in {*mine} & {*yours} - {"split"}:
+        for name in {*mine} & {*yours} - {"split", "num_tokens"}:  # TRL counts what it sampled, we what was trained
             if not is_timing(name):
                 loose = 5e-2 if name in ("kl", "entropy", "clip_fraction_low", "clip_fraction_high") else 1e-3
                 assert yours[name] == pytest.approx(mine[name], abs=1e-5, rel=loose), name
@@ -112,6 +112,7 @@ def test_the_same_run_with_lora(run: Run) -> None:
     assert list(theirs.model.peft_config) == ["default"]  # TRL's reference adapter does not stay
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [
     {"mask_truncated_completions": True}, {"scale_rewards": "batch"}, {"loss_type": "dapo"}, {"group_by_length": False, "data_seed": 3},
     {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5}, {"max_prompt_length": 9, "max_steps": 4},
