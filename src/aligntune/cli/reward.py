@@ -39,7 +39,7 @@ def list_rewards(name: Annotated[str | None, typer.Argument(help="One reward, in
 
 
 @reward_app.command("test")
-def test_rewards(
+def check_rewards(
     rewards: Annotated[
         str, typer.Argument(help="Names or addresses (file.py:function) with commas between, or a YAML list.")
     ],

@@ -1,0 +1,141 @@
+"""Reward models: they learn, they come back as they were, and a bad request is told what is wrong with it."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from aligntune.config.base import LoraSettings
+from aligntune.config.enums import PrecisionType
+from aligntune.config.rewards import RewardModelSourceConfig, RewardModelTrainingConfig
+from aligntune.errors import ConfigError, DataError, ModelError, RewardError
+from aligntune.rewards.model import load
+from aligntune.trainers.reward_model import (
+    RewardTraining,
+    label_texts,
+    pair_loss,
+    rank_correlation,
+    train_on_pairs,
+    train_on_texts,
+)
+from aligntune.trainers.reward_source import reward_model_of
+
+_RNG = random.Random(0)
+TEXTS = [" ".join(_RNG.choice(["cat", "dog", "sun"]) for _ in range(_RNG.randint(1, 12))) for _ in range(100)]
+
+
+def share_of_cats(completion: str) -> float:
+    words = completion.split()
+    return 10 + 5 * words.count("cat") / len(words)
+
+
+def not_a_number(completion: str) -> float:
+    return math.nan
+
+
+def constant(completion: str) -> float:
+    return 1.0
+
+
+def config(tmp_path: Path, **changes: Any) -> RewardModelTrainingConfig:
+    tiny.write_model(tmp_path / "base")
+    settings: dict[str, Any] = {
+        "base_model_name": str(tmp_path / "base"), "training_texts": TEXTS, "reward_functions": [share_of_cats],
+        "output_dir": str(tmp_path / "out"), "num_epochs": 5, "learning_rate": 3e-3, "gradient_accumulation_steps": 1,
+    }  # fmt: skip
+    return RewardModelTrainingConfig(**(settings | changes))
+
+
+def pairs(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": "say it", "chosen": "yes " + text, "rejected": "no " + text} for text in TEXTS[:count]]
+
+
+def test_distilled_scores_rank_held_out_texts_in_the_rewards_own_units(tmp_path: Path) -> None:
+    done = train_on_texts(config(tmp_path), precision=PrecisionType.FP32, held_out=0.2)
+    assert done.metrics["held_out_rows"] == 20
+    assert done.metrics["rank_correlation"] > 0.6
+    scores = load(str(done.folder), device="cpu")([""] * 20, TEXTS[:20])
+    assert 9 < sum(scores) / 20 < 15  # labels lie in 10..15
+    assert scores == pytest.approx(done.model([""] * 20, TEXTS[:20]), abs=1e-5)
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(8, 16, 0.0, None, False)])
+def test_pairs_are_told_apart_and_the_model_comes_back(tmp_path: Path, lora: LoraSettings | None) -> None:
+    tiny.write_model(tmp_path / "base")
+    settings = RewardTraining(
+        str(tmp_path / "base"), str(tmp_path / "out"), 4, 1e-2 if lora else 3e-3, 8, 1, lora=lora, held_out=0.2, precision=PrecisionType.FP32
+    )  # fmt: skip
+    done = train_on_pairs(pairs(100), settings)
+    assert done.metrics["accuracy"] > 0.8 and done.metrics["margin"] > 0
+    asked, said = ["say it"] * 2, ["yes cat", "no cat"]
+    assert load(str(done.folder), device="cpu")(asked, said) == pytest.approx(done.model(asked, said), abs=1e-4)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train_on_pairs(pairs(10), settings)
+
+
+def test_pair_loss_by_hand() -> None:
+    good, bad = torch.tensor([1.0]), torch.tensor([0.0])
+    assert float(pair_loss(good, bad)) == pytest.approx(math.log(1 + math.exp(-1)))
+    assert float(pair_loss(good, bad, 1.0)) == pytest.approx(math.log(2))
+    assert float(pair_loss(good, bad, 1.0, centering=0.5)) == pytest.approx(math.log(2) + 0.5)
+
+
+def test_rank_correlation_with_ties() -> None:
+    assert rank_correlation([1, 2, 3], [10, 20, 90]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert rank_correlation([1, 1, 2], [1, 2, 3]) == pytest.approx(math.sqrt(3) / 2)  # ranks 1.5 1.5 3 and 1 2 3
+
+
+def test_labels_are_the_weighted_sum_and_see_the_references(tmp_path: Path) -> None:
+    def same(completion: str, reference: str) -> float:
+        return float(completion == reference)
+
+    asked = config(tmp_path, reward_functions=[share_of_cats, same], reward_weights=[2.0, 3.0], reference_texts=TEXTS)
+    assert label_texts(asked)[1] == pytest.approx([2 * share_of_cats(text) + 3 for text in TEXTS])
+
+
+def test_bad_requests(tmp_path: Path) -> None:
+    for wrong in ({"training_texts": TEXTS[:9]}, {"reward_weights": [1.0, 2.0]}, {"reward_weights": [-1.0]}):
+        with pytest.raises(ValueError):
+            config(tmp_path, **wrong)
+    with pytest.raises(RewardError):
+        label_texts(config(tmp_path, reward_functions=[not_a_number]))
+    with pytest.raises(RewardError, match="nothing to learn"):
+        train_on_texts(config(tmp_path, reward_functions=[constant]))
+    with pytest.raises(DataError, match="at least 2"):
+        train_on_pairs(pairs(1), RewardTraining("x", str(tmp_path)))
+    with pytest.raises(ModelError, match="head"):
+        load(str(tmp_path / "base"))
+
+
+def test_a_run_trains_its_reward_model_once(tmp_path: Path) -> None:
+    def run(**model: Any) -> Any:
+        names = dict.fromkeys(["reward_path", "reward_model_name", "reward_model_source", "reward_model_quantization"])
+        options = names | {"reward_device": "cpu", "trust_remote_code": False} | model
+        training = options.pop("training", None)
+        return SimpleNamespace(model=SimpleNamespace(**options), reward_training=training)
+
+    training = config(tmp_path, num_epochs=1)
+    first = reward_model_of(run(training=training))
+    weights = tmp_path / "out" / "model" / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    source = RewardModelSourceConfig(source_type="custom_trained", training_config=training)
+    second = reward_model_of(run(reward_model_source=source))
+    assert first is not None and second is not None and weights.stat().st_mtime_ns == written
+    assert first(["", ""], TEXTS[:2]) == second(["", ""], TEXTS[:2])
+    tuned = RewardModelSourceConfig(
+        source_type="pretrained_local", model_path=str(tmp_path / "out" / "model"), fine_tune_with_rewards=True,
+        training_config=training.model_copy(update={"output_dir": str(tmp_path / "tuned")}),
+    )  # fmt: skip
+    third = reward_model_of(run(reward_model_source=tuned))
+    assert third is not None and third(["", ""], TEXTS[:2]) != first(["", ""], TEXTS[:2])
+    assert reward_model_of(run()) is None
+    with pytest.raises(ConfigError, match="keep one"):
+        reward_model_of(run(training=training, reward_path="somewhere"))
