@@ -300,3 +300,21 @@ def test_schemes_are_made_by_their_function(monkeypatch):
 
     rows = load("made:task", max_samples=5, column_mapping={"a": "prompt"})
     assert list(rows) == [{"prompt": "task train 5 1"}]
+
+
+class TestLoadKwargs:
+    def test_reach_the_loader(self, tmp_path):
+        path = tmp_path / "rows.csv"
+        path.write_text("text;label\na,b;1\n", encoding="utf-8")
+        rows = load_rows(DatasetConfig(name=str(path)), seed=0, load_kwargs={"delimiter": ";"})
+        assert rows[0] == {"text": "a,b", "label": 1}
+
+    def test_one_with_a_setting_of_its_own_is_refused(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"dataset\.split"):
+            load_rows(DatasetConfig(name="x"), seed=0, load_kwargs={"split": "test"})
+
+    def test_files_that_no_loader_reads_refuse_them(self, tmp_path):
+        path = tmp_path / "rows.conll"
+        path.write_text("a O\n", encoding="utf-8")
+        with pytest.raises(ConfigError, match="no effect"):
+            load_rows(DatasetConfig(name=str(path)), seed=0, load_kwargs={"delimiter": ";"})

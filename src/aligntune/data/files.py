@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from aligntune.errors import DataError
+from aligntune.errors import ConfigError, DataError
 
 LOADERS = {
     ".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
@@ -33,15 +33,21 @@ WRAPPERS = ("data", "rows", "examples", "samples", "instances", "items", "record
 """Keys under which a JSON object may hold its list of rows."""
 
 
-def load_path(path: Path, split: str, *, streaming: bool) -> Dataset | IterableDataset:
+def load_path(
+    path: Path, split: str, *, streaming: bool, options: Mapping[str, Any] | None = None
+) -> Dataset | IterableDataset:
     """The rows of `split` in a file or folder. `split` may be a slice (`train[:10%]`) unless `streaming`.
 
+    `options` go to the `datasets` loader of the file's kind (e.g. `{"delimiter": ";"}` for CSV).
+
     Raises:
+        ConfigError: `options` for files that we read ourselves.
         DataError: the path is missing, of an unknown kind, malformed, or has no such split.
     """
     if not path.exists():
         raise missing_path(path)
     if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
+        _no_options(options, path)
         return _saved(path, split, streaming)
     splits = _files_of_folder(path) if path.is_dir() else {"train": [path]}
     name = split.partition("[")[0]
@@ -49,7 +55,7 @@ def load_path(path: Path, split: str, *, streaming: bool) -> Dataset | IterableD
         splits = {_split_word(Path(path.name)) or "train": [path]}
     if name not in splits:
         raise _unknown_split(split, str(path), list(splits))
-    return _load_files(splits[name], name, split, streaming)
+    return _load_files(splits[name], name, split, streaming, options or {})
 
 
 def ending(path: Path) -> str:
@@ -116,7 +122,16 @@ def _saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset
     return saved.to_iterable_dataset() if streaming else _slice(saved, name, split)
 
 
-def _load_files(files: list[Path], name: str, split: str, streaming: bool) -> Dataset | IterableDataset:
+def _no_options(options: Mapping[str, Any] | None, path: Path) -> None:
+    if options:
+        raise ConfigError(
+            f"dataset_kwargs: {path} is not read by datasets.load_dataset; {', '.join(options)} has no effect"
+        )
+
+
+def _load_files(
+    files: list[Path], name: str, split: str, streaming: bool, options: Mapping[str, Any]
+) -> Dataset | IterableDataset:
     loader = LOADERS.get(ending(files[0]))
     if loader is None:
         raise DataError(f"cannot tell the kind of {files[0]}; known endings: {', '.join(LOADERS)}")
@@ -128,7 +143,8 @@ def _load_files(files: list[Path], name: str, split: str, streaming: bool) -> Da
     elif loader == "json" and (wrapped := _wrapped_rows(files, name)) is not None:
         rows = _from_list(wrapped, files[0])
     else:
-        return _built(loader, files, name, split, streaming)
+        return _built(loader, files, name, split, streaming, options)
+    _no_options(options, files[0])
     return rows.to_iterable_dataset() if streaming else _slice(rows, name, split)
 
 
@@ -139,13 +155,18 @@ def _slice(rows: Dataset, name: str, split: str) -> Dataset:
     return rows.select([place for part in parts for place in range(part.from_, part.to)])
 
 
-def _built(loader: str, files: list[Path], name: str, split: str, streaming: bool) -> Dataset | IterableDataset:
+def _built(
+    loader: str, files: list[Path], name: str, split: str, streaming: bool, given: Mapping[str, Any]
+) -> Dataset | IterableDataset:
     """Through `datasets`' own builder, which keeps an Arrow copy for the next start."""
     options: dict[str, Any] = {}
     if loader == "csv":  # only an empty cell is null: "NA", "None" and "null" are words that a text may hold
         options = {"keep_default_na": False, "na_values": [""]}
         if ending(files[0]) == ".tsv":
             options["sep"] = "\t"
+    if "data_files" in given:
+        raise ConfigError(f"dataset_kwargs.data_files: {files[0]} is a local file; name the files by dataset.name")
+    options |= given
     data_files = {name: [str(path) for path in files]}
     try:
         return datasets.load_dataset(loader, data_files=data_files, split=split, streaming=streaming, **options)

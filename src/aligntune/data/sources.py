@@ -37,7 +37,12 @@ def row_source(scheme: str) -> Callable[[Callable[..., Dataset]], Callable[..., 
 
 
 def load_rows(
-    config: DatasetConfig, *, seed: int, split: str | None = None, streaming: bool | None = None
+    config: DatasetConfig,
+    *,
+    seed: int,
+    split: str | None = None,
+    streaming: bool | None = None,
+    load_kwargs: Mapping[str, Any] | None = None,
 ) -> Dataset | IterableDataset:
     """The rows of `config`, drawn, renamed and processed, before any format is looked for.
 
@@ -45,20 +50,24 @@ def load_rows(
         seed: decides which rows `percent` and `max_samples` draw; the drawn rows keep their order.
         split: another split than the config's (for evaluation).
         streaming: read lazily; unset, the config says.
+        load_kwargs: further arguments of `datasets.load_dataset` (SFT's `dataset_kwargs`).
 
     Raises:
         DataError: missing file or dataset, no rows, unknown split, a column that is not there.
-        ConfigError: a `processing_fn` that is not there, or `percent` of a stream.
+        ConfigError: a `processing_fn` that is not there, `percent` of a stream, or `load_kwargs` that cannot act.
     """
+    options = _load_options(load_kwargs)
     if streaming is None:
         streaming = isinstance(config, sft.DatasetConfig) and config.streaming
     split = split or config.split
     scheme, _, rest = config.name.partition(":")
     if rest and scheme in SCHEMES:
+        if options:
+            raise ConfigError(f"dataset_kwargs: {config.name} is made, not loaded; {', '.join(options)} has no effect")
         made = SCHEMES[scheme](rest, split=split, max_samples=config.max_samples, seed=seed)
         made = draw(made, percent=config.percent, max_samples=None, seed=seed)
         return _process(_rename(made, config), config)
-    loaded = _load(config, split, streaming)
+    loaded = _load(config, split, streaming, options)
     if isinstance(loaded, IterableDataset):
         if next(iter(loaded), None) is None:
             raise DataError(f"{config.name} (split {split}) has no rows")
@@ -88,14 +97,31 @@ def draw(rows: Dataset, *, percent: float | None, max_samples: int | None, seed:
     return rows.select(np.sort(places))
 
 
-def _load(config: DatasetConfig, split: str, streaming: bool) -> Dataset | IterableDataset:
+OWN_NAMES = {
+    "path": "name",
+    "name": "subset",
+    "split": "split",
+    "streaming": "streaming",
+    "num_proc": "dataset_num_proc",
+}
+"""Arguments of `datasets.load_dataset` that have a setting of their own in the dataset section."""
+
+
+def _load_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    for name in given or ():
+        if name in OWN_NAMES:
+            raise ConfigError(f"dataset_kwargs.{name}: has a setting of its own, dataset.{OWN_NAMES[name]}; use that")
+    return dict(given or {})
+
+
+def _load(config: DatasetConfig, split: str, streaming: bool, options: dict[str, Any]) -> Dataset | IterableDataset:
     path = Path(config.name).expanduser()
     looks_local = path.is_absolute() or config.name.startswith((".", "~")) or ending(path) in LOADERS
     if path.exists() or looks_local:
-        return load_path(path, split, streaming=streaming)
+        return load_path(path, split, streaming=streaming, options=options)
     subset = config.subset if isinstance(config, sft.DatasetConfig) else config.config_name
     try:
-        return datasets.load_dataset(config.name, subset, split=split, streaming=streaming)
+        return datasets.load_dataset(config.name, subset, split=split, streaming=streaming, **options)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
         raise DataError(
             f"{config.name!r} is neither a local file or folder nor a dataset on the hub that can be reached "

@@ -55,7 +55,7 @@ def evaluate_saved(run: SFTRunConfig, *, task: str | None = None, metrics: Seque
         raise ConfigError(
             "dataset.streaming: an evaluation reads its rows whole; leave it out, and cap the rows with limit"
         )
-    rows = load_rows(source, seed=run.train.seed)
+    rows = load_rows(source, seed=run.train.seed, load_kwargs=run.train.dataset_kwargs)
     task = task or _task(head, column_names(rows))
     if task != PREFERENCE and TaskType(task).is_classification:
         if head is None or head.task is not TaskType(task):

@@ -117,11 +117,14 @@ class ClassificationSession(Session):
 
     @cached_property
     def _sources(self) -> list[Dataset]:
-        return [load_rows(source, seed=self.data_seed) for source in self.config.sources]  # type: ignore[misc]
+        return [
+            load_rows(source, seed=self.data_seed, load_kwargs=self.config.train.dataset_kwargs)
+            for source in self.config.sources
+        ]  # type: ignore[misc]
 
     @cached_property
     def _eval_source(self) -> Any:
-        return load_rows(self.config.eval_source, seed=self.data_seed)
+        return load_rows(self.config.eval_source, seed=self.data_seed, load_kwargs=self.config.train.dataset_kwargs)
 
     def _tokenized(self, rows: Dataset, source: DatasetConfig) -> Dataset:
         tokenize = tokenize_tags if self.tags else tokenize_classes

@@ -85,7 +85,7 @@ class SFTSession(Session):
         return PaddedCollator(self.tokenizer.pad_token_id, pad_to_multiple_of=train.pad_to_multiple_of)
 
     def _raw(self, source: DatasetConfig) -> Any:
-        return load_rows(source, seed=self.data_seed)
+        return load_rows(source, seed=self.data_seed, load_kwargs=self.config.train.dataset_kwargs)
 
     def _tokenized(self, source: DatasetConfig) -> Any:
         train = self.config.train
