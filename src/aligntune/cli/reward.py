@@ -96,6 +96,7 @@ def score(
 
 @reward_app.command("train")
 def train(
+    ctx: typer.Context,
     config: Annotated[
         Path | None, typer.Argument(help="YAML with reward_training (texts labelled by reward functions).")
     ] = None,
@@ -125,6 +126,9 @@ def train(
     from aligntune.trainers.reward_model import RewardTraining, train_on_pairs, train_on_texts
 
     if config is not None:
+        for name in set(ctx.params) - {"config", "seed", "resume", "overwrite"}:
+            if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE":
+                raise ConfigError(f"reward train: --{name.replace('_', '-')} is for --pairs; set it in {config}")
         done = train_on_texts(_training(config), seed=seed, resume=resume, overwrite=overwrite)
     else:
         if base is None:

@@ -234,13 +234,9 @@ def _model(settings: RewardTraining) -> RewardModel:
     if settings.lora is not None:
         model = add_lora(model, settings.lora, head=True)
     model.to(device())
-    return RewardModel(
-        model, tokenizer, batch_size=settings.batch_size, max_length=min(settings.max_length, _longest(model))
-    )
-
-
-def _longest(model: Any) -> int:
-    return int(getattr(model.config, "max_position_embeddings", None) or 1 << 20)
+    judge = RewardModel(model, tokenizer, batch_size=settings.batch_size)
+    judge.max_length = min(judge.max_length, settings.max_length)
+    return judge
 
 
 def _fit(settings: RewardTraining, judge: RewardModel, rows: list[Any], trainer_class: Any, measure: Any) -> Trained:

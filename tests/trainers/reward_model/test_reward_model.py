@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from aligntune.config.base import LoraSettings
 from aligntune.config.enums import PrecisionType
 from aligntune.config.rewards import RewardModelSourceConfig, RewardModelTrainingConfig
@@ -73,7 +73,8 @@ def test_pairs_are_told_apart_and_the_model_comes_back(tmp_path: Path, lora: Lor
         str(tmp_path / "base"), str(tmp_path / "out"), 4, 1e-2 if lora else 3e-3, 8, 1, lora=lora, held_out=0.2, precision=PrecisionType.FP32
     )  # fmt: skip
     done = train_on_pairs(pairs(100), settings)
-    assert done.metrics["accuracy"] > 0.8 and done.metrics["margin"] > 0
+    assert done.metrics["accuracy"] > 0.8
+    assert done.metrics["margin"] > 0
     asked, said = ["say it"] * 2, ["yes cat", "no cat"]
     assert load(str(done.folder), device="cpu")(asked, said) == pytest.approx(done.model(asked, said), abs=1e-4)
     with pytest.raises(ConfigError, match="already holds a run"):
@@ -128,14 +129,17 @@ def test_a_run_trains_its_reward_model_once(tmp_path: Path) -> None:
     written = weights.stat().st_mtime_ns
     source = RewardModelSourceConfig(source_type="custom_trained", training_config=training)
     second = reward_model_of(run(reward_model_source=source))
-    assert first is not None and second is not None and weights.stat().st_mtime_ns == written
+    assert first is not None
+    assert second is not None
+    assert weights.stat().st_mtime_ns == written
     assert first(["", ""], TEXTS[:2]) == second(["", ""], TEXTS[:2])
     tuned = RewardModelSourceConfig(
         source_type="pretrained_local", model_path=str(tmp_path / "out" / "model"), fine_tune_with_rewards=True,
         training_config=training.model_copy(update={"output_dir": str(tmp_path / "tuned")}),
     )  # fmt: skip
     third = reward_model_of(run(reward_model_source=tuned))
-    assert third is not None and third(["", ""], TEXTS[:2]) != first(["", ""], TEXTS[:2])
+    assert third is not None
+    assert third(["", ""], TEXTS[:2]) != first(["", ""], TEXTS[:2])
     assert reward_model_of(run()) is None
     with pytest.raises(ConfigError, match="keep one"):
         reward_model_of(run(training=training, reward_path="somewhere"))

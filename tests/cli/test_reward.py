@@ -1,0 +1,61 @@
+"""`aligntune reward`: what each verb prints, writes and returns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import tiny
+
+
+def aligntune(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "aligntune.cli.main", "reward", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_gold_answers_pass_and_wrong_ones_do_not(tmp_path: Path) -> None:
+    good = [{"prompt": f"{n}+1", "completion": f"#### {n + 1}", "answer": str(n + 1)} for n in range(8)]
+    bad = [row | {"completion": "#### 99"} for row in good]
+    passed = aligntune("test", "gsm8k", tiny.write_rows(tmp_path / "good.jsonl", good))
+    failed = aligntune("test", "gsm8k", tiny.write_rows(tmp_path / "bad.jsonl", bad))
+    assert (passed.returncode, failed.returncode) == (0, 1), passed.stderr + failed.stderr
+    assert "gsm8k: passed" in passed.stdout
+    assert "gsm8k: FAILED" in failed.stdout
+    missing = aligntune("test", "gsm8k", tmp_path / "good.jsonl", "--gold", "nothing")
+    assert missing.returncode == 2
+    assert "no column 'nothing'" in missing.stderr
+
+
+def test_train_on_pairs_then_score(tmp_path: Path) -> None:
+    tiny.write_model(tmp_path / "base")
+    rows = [{"prompt": "say", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(16)]
+    data = tiny.write_rows(tmp_path / "pairs.jsonl", rows)
+    done = aligntune("train", "--pairs", data, "--base", tmp_path / "base", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout
+    assert f"model: {tmp_path}/out/model" in done.stdout
+    out = tmp_path / "scores.jsonl"
+    scored = aligntune("score", tmp_path / "out" / "model", data, "--completion", "chosen", "--output", out)
+    assert scored.returncode == 0, scored.stderr
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(lines) == 16
+    assert all(isinstance(line["score"], float) for line in lines)
+
+
+def test_train_on_texts_and_what_it_refuses(tmp_path: Path) -> None:
+    tiny.write_model(tmp_path / "base")
+    content = {
+        "base_model_name": str(tmp_path / "base"), "training_texts": ["word " * n for n in range(1, 13)],
+        "reward_functions": ["length"], "output_dir": str(tmp_path / "out"), "num_epochs": 1,
+    }  # fmt: skip
+    file = tmp_path / "reward.yaml"
+    file.write_text(json.dumps({"reward_training": content | {"reward_functions": ["brevity"]}}))
+    mixed = aligntune("train", file, "--epochs", "2")
+    assert mixed.returncode == 2
+    assert "--epochs is for --pairs" in mixed.stderr
+    file.write_text(json.dumps({"reward_training": content | {"training_texts": ["one"]}}))
+    few = aligntune("train", file)
+    assert few.returncode == 2
+    assert "training_texts" in few.stderr
