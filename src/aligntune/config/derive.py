@@ -126,6 +126,14 @@ def _sft_contradictions(config: SFTRunConfig) -> Iterator[tuple[Path, str]]:
         yield ("train", "assistant_only_loss"), "and completion_only_loss: false contradict each other"
     if config.model.num_labels is not None and not all(source.task_type.is_classification for source in config.sources):
         yield ("model", "num_labels"), "is for the classification tasks"
+    if any(source.streaming for source in config.sources):
+        if train.max_steps is None:
+            yield (
+                ("train", "max_steps"),
+                "is required with dataset.streaming: a stream does not tell how many rows it has",
+            )
+        if train.group_by_length:
+            yield ("train", "group_by_length"), "needs the length of every row, which a stream does not tell"
     yield from classification_contradictions(config)
 
 
