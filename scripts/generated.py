@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 from aligntune.config.reference import json_schema, reference_page
+from aligntune.rewards import table
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
     "docs/reference.md": reference_page,
     "docs/run.schema.json": lambda: json.dumps(json_schema(), indent=1) + "\n",
+    "docs/rewards.md": lambda: "# Rewards\n\n" + table.markdown() + "\n",
 }
 
 

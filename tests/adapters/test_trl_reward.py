@@ -10,6 +10,8 @@ import tiny
 
 trl = pytest.importorskip("trl")
 
+pytestmark = pytest.mark.adapter
+
 
 def test_loss_equals_that_of_the_reward_trainer(tmp_path: Path) -> None:
     import torch
