@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from aligntune.algorithms.base import AlgorithmSpec
 from aligntune.config.enums import BackendType
-from aligntune.errors import ConfigError
+from aligntune.errors import ConfigError, require
+from aligntune.models.precision import device
 
 
 def check_online(run: Any, spec: AlgorithmSpec) -> None:
@@ -44,6 +47,12 @@ def _models(run: Any) -> Iterator[str]:
         for name in ("reward_device", "reward_model_quantization"):
             if model.is_set(name):
                 yield f"model.{name}: there is no reward model (reward_path, reward_model_name or reward_model_source)"
+    if model.reward_device == "cuda" and not torch.cuda.is_available():
+        yield "model.reward_device: is cuda, and this machine has no CUDA device; use auto or cpu"
+    if model.reward_model_quantization:
+        require("bitsandbytes", extra="quant", why="model.reward_model_quantization")
+        if device().type == "cpu" or model.reward_device == "cpu":
+            yield "model.reward_model_quantization: needs a GPU; leave it out on the CPU"
     if model.is_set("value_model_quantization") and not model.is_set("reward_value_model"):
         yield "model.value_model_quantization: the value head is on the policy's own base; give reward_value_model"
     if model.is_set("reward_value_loading_type"):
