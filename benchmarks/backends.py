@@ -28,11 +28,15 @@ def write_parts(folder: Path, shape: str) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: at for at, token in enumerate(["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    vocabulary = {
+        token: at for at, token in enumerate(["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    }
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", pad_token="<pad>").save_pretrained(folder / "model")
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", pad_token="<pad>").save_pretrained(
+        folder / "model"
+    )
     build_model(shape, "cpu").save_pretrained(folder / "model")
     rng = random.Random(0)
     texts = ["".join(rng.choice("abcdefgh ") for _ in range(length)) for length in text_lengths(512, 1024)]
@@ -46,13 +50,27 @@ def config(folder: Path, task: str, backend: str, steps: int) -> dict[str, Any]:
 
     precision = "bf16" if torch.cuda.is_available() else "fp32"
     logging: dict[str, Any] = {"output_dir": str(folder / f"{task}-{backend}"), "loggers": "none"}
-    model: dict[str, Any] = {"name_or_path": str(folder / "model"), "precision": precision, "max_seq_length": 1024, "gradient_checkpointing": False}
-    train: dict[str, Any] = {"max_steps": steps, "learning_rate": 1e-5, "lr_scheduler": "constant", "optimizer": "adamw_torch"}
+    model: dict[str, Any] = {
+        "name_or_path": str(folder / "model"),
+        "precision": precision,
+        "max_seq_length": 1024,
+        "gradient_checkpointing": False,
+    }
+    train: dict[str, Any] = {
+        "max_steps": steps,
+        "learning_rate": 1e-5,
+        "lr_scheduler": "constant",
+        "optimizer": "adamw_torch",
+    }
     run: dict[str, Any] = {"backend": backend, "fallback": False, "model": model, "train": train, "logging": logging}
     if task == "grpo":
         model |= {"use_peft": True, "lora_dropout": 0.0}
         train |= {"per_device_batch_size": 16, "num_generations": 8, "max_completion_length": 64, "temperature": 1.0, "top_p": 1.0, "logging_steps": 1, "save_strategy": "no", "kl_coef": 0.0, "group_by_length": False, "mask_truncated_completions": False}  # fmt: skip
-        return run | {"algorithm": "grpo", "dataset": {"name": str(folder / "prompts.jsonl")}, "rewards": [{"type": "length"}]}
+        return run | {
+            "algorithm": "grpo",
+            "dataset": {"name": str(folder / "prompts.jsonl")},
+            "rewards": [{"type": "length"}],
+        }
     model |= {"peft_enabled": task == "lora", "lora_dropout": 0.0}
     train |= {"per_device_batch_size": 8, "gradient_accumulation_steps": 1, "warmup_ratio": 0.0}
     logging |= {"log_interval": 1, "save_strategy": "no"}
@@ -101,7 +119,15 @@ def main() -> None:
                 command = [sys.executable, __file__, args.shape, str(args.steps), task, "--one", json.dumps(run)]
                 done = subprocess.run(command, capture_output=True, text=True)
                 found = measured(run) if done.returncode == 0 else {"failed": (done.stdout + done.stderr)[-3000:]}
-                report(args.out, benchmark="backends", task=task, backend=backend, shape=args.shape, steps=args.steps, **found)
+                report(
+                    args.out,
+                    benchmark="backends",
+                    task=task,
+                    backend=backend,
+                    shape=args.shape,
+                    steps=args.steps,
+                    **found,
+                )
 
 
 if __name__ == "__main__":

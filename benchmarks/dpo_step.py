@@ -30,8 +30,13 @@ def pairs(count: int) -> Dataset:
     def answer() -> list[int]:
         return [rng.randrange(10, 2000) for _ in range(int(min(924, max(10, rng.lognormvariate(math.log(150), 0.7)))))]
 
-    rows = [{"prompt_ids": [rng.randrange(10, 2000) for _ in range(100)], "chosen_ids": answer(), "rejected_ids": answer()} for _ in range(count)]
-    return Dataset.from_list([row | {"length": 100 + max(len(row["chosen_ids"]), len(row["rejected_ids"]))} for row in rows])
+    rows = [
+        {"prompt_ids": [rng.randrange(10, 2000) for _ in range(100)], "chosen_ids": answer(), "rejected_ids": answer()}
+        for _ in range(count)
+    ]
+    return Dataset.from_list(
+        [row | {"length": 100 + max(len(row["chosen_ids"]), len(row["rejected_ids"]))} for row in rows]
+    )
 
 
 class Meter(TrainerCallback):
@@ -78,13 +83,21 @@ def native(shape: str, rows: Dataset, common: dict, meter: Meter):
     from aligntune.trainers.reference import Reference
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    policy, frozen = (model(shape, resolve_attention("auto", device, Qwen2Config(**SHAPES[shape]))[0]) for _ in range(2))
+    policy, frozen = (
+        model(shape, resolve_attention("auto", device, Qwen2Config(**SHAPES[shape]))[0]) for _ in range(2)
+    )
     if common["bf16"]:
         frozen.to(torch.bfloat16)
     reference = Reference(frozen.eval().requires_grad_(False), "copy")
     arguments = TrainingArguments(**common)
     return PairsTrainer(
-        policy, arguments, spec=base.get("dpo"), settings=Settings(), reference=reference, train_dataset=rows, callbacks=[meter]
+        policy,
+        arguments,
+        spec=base.get("dpo"),
+        settings=Settings(),
+        reference=reference,
+        train_dataset=rows,
+        callbacks=[meter],
     )
 
 
@@ -132,7 +145,14 @@ def main() -> None:
         run(given.shape, given.steps, given.arms[0], given.out)
         return
     for arm in given.arms:
-        command = [sys.executable, __file__, given.shape, str(given.steps), arm, *(["--out", given.out] if given.out else [])]
+        command = [
+            sys.executable,
+            __file__,
+            given.shape,
+            str(given.steps),
+            arm,
+            *(["--out", given.out] if given.out else []),
+        ]
         subprocess.run(command, check=False, env=os.environ)
 
 

@@ -6,12 +6,14 @@ import json
 import sys
 from pathlib import Path
 
+from aligntune.backends.matrix import backends_page
 from aligntune.config.reference import json_schema, reference_page
 from aligntune.rewards import table
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
     "docs/reference.md": reference_page,
+    "docs/backends-matrix.md": backends_page,
     "docs/run.schema.json": lambda: json.dumps(json_schema(), indent=1) + "\n",
     "docs/rewards.md": lambda: "# Rewards\n\n" + table.markdown() + "\n",
 }

@@ -81,9 +81,11 @@ def main() -> None:
         )  # fmt: skip
         trainer.train()
         trained = AutoModelForCausalLM.from_pretrained(folder / "run" / "model", dtype=torch.bfloat16)
+        note = (OUT / "README.md").read_text(encoding="utf-8") if OUT.exists() else ""
         shutil.rmtree(OUT, ignore_errors=True)
         trained.save_pretrained(OUT)
         tokenizer.save_pretrained(OUT)
+        (OUT / "README.md").write_text(note, encoding="utf-8")
         size = sum(path.stat().st_size for path in OUT.iterdir()) / 1e6
         print(
             f"{trainer.metrics} {sum(p.numel() for p in trained.parameters())} parameters, {size:.2f} MB, {time.time() - started:.0f} s"

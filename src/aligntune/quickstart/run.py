@@ -15,17 +15,17 @@ BASE = HERE / "base"
 
 
 def sft_config(folder: Path, output: Path) -> dict[str, Any]:
-    """Supervised fine-tuning of the base on 96 conversations."""
+    """Supervised fine-tuning of the base on 4,000 conversations about three or four words."""
     return {
         "algorithm": "sft",
         "model": {"name_or_path": str(BASE), "precision": "fp32", "max_seq_length": 64, "gradient_checkpointing": False},
         "dataset": {"name": str(folder / "train.jsonl")},
         "eval_dataset": {"name": str(folder / "held_out.jsonl"), "max_samples": 64},
         "train": {
-            "max_steps": 30, "per_device_batch_size": 16, "learning_rate": 3e-3, "warmup_ratio": 0.1, "eval_interval": 10, "save_interval": 30,
+            "max_steps": 120, "per_device_batch_size": 32, "learning_rate": 1e-3, "warmup_ratio": 0.1, "eval_interval": 40, "save_interval": 40,
         },
         "evaluation": {"compute_rouge": False, "compute_bleu": False, "max_new_tokens": 8, "custom_metrics": ["aligntune.quickstart.run:exact"]},
-        "logging": {"output_dir": str(output), "log_interval": 5},
+        "logging": {"output_dir": str(output), "log_interval": 20},
     }  # fmt: skip
 
 
@@ -38,8 +38,8 @@ def grpo_config(folder: Path, output: Path, start: Path) -> dict[str, Any]:
         "eval_dataset": {"name": str(folder / "held_out.jsonl"), "max_samples": 64},
         "rewards": [{"type": "aligntune.quickstart.run:right"}, {"type": "aligntune.quickstart.task:in_place"}],
         "train": {
-            "max_steps": 60, "per_device_batch_size": 64, "num_generations": 8, "learning_rate": 2e-3, "max_completion_length": 8,
-            "temperature": 1.0, "top_p": 1.0, "kl_coef": 0.0, "eval_strategy": "steps", "eval_interval": 20, "save_interval": 60, "logging_steps": 5,
+            "max_steps": 160, "per_device_batch_size": 128, "num_generations": 16, "learning_rate": 1e-3, "max_completion_length": 8,
+            "temperature": 1.3, "top_p": 1.0, "kl_coef": 0.0, "eval_strategy": "steps", "eval_interval": 40, "save_interval": 160, "logging_steps": 20,
             "lr_scheduler": "cosine",
         },
         "logging": {"output_dir": str(output)},
@@ -50,10 +50,8 @@ def quickstart(output: Path, *, overwrite: bool = True, rl: bool = True) -> dict
     """Run both stages under `output`; returns the accuracy on held-out lists of the base, after SFT and after GRPO."""
     started = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
-    task.write(output, train=96)
-    print(
-        f"The task: say three or four words backwards. The model: {BASE.name}, 0.5 million parameters, that has never seen a chat."
-    )
+    task.write(output, train=4000)
+    print(f"The task: say words backwards. The model: {BASE.name}, 0.5 million parameters, that has never seen a chat.")
     sft = create_trainer(sft_config(output, output / "sft"))
     found = {"base": measured(sft)}
     sft.train(overwrite=overwrite)
@@ -84,7 +82,9 @@ def measured(session: Any) -> float:
 def write_prompts(path: Path) -> None:
     """Prompts for GRPO: other lists than those of SFT and of the evaluation, with the answer for the reward only."""
     exclude = frozenset(tuple(words) for words in task.held_out())
-    rows = [{"prompt": row["prompt"], "answer": row["answer"]} for row in task.rows(task.lists(600, 2, exclude))]
+    rows = [
+        {"prompt": row["prompt"], "answer": row["answer"]} for row in task.rows(task.lists(600, 2, exclude=exclude))
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 

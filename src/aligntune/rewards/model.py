@@ -96,7 +96,10 @@ class RewardModel:
     def _scores(self, logits: torch.Tensor) -> torch.Tensor:
         """[batch, outputs] logits -> [batch] scores."""
         if self.outputs == 1:
-            mean, std = getattr(self.model.config, "reward_scale", None) or (0.0, 1.0)  # of labels that were standardised
+            mean, std = getattr(self.model.config, "reward_scale", None) or (
+                0.0,
+                1.0,
+            )  # of labels that were standardised
             return logits[:, 0] * std + mean
         if getattr(self.model.config, "problem_type", None) == "multi_label_classification":
             return logits.sigmoid()[:, self.label]

@@ -217,7 +217,7 @@ def _model(settings: RewardTraining) -> RewardModel:
         raise ConfigError("a reward model is trained on one process: run `aligntune reward train` first, then name its folder with reward_path")  # fmt: skip
     name = settings.base
     is_model_folder(name)
-    trust = {"trust_remote_code": settings.trust_remote_code}
+    trust: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
     base = adapter_base(name)
     set_seed(settings.seed)
     weights = resolve_precision(settings.precision).weights(trained=settings.lora is None)

@@ -36,7 +36,10 @@ def reward_model_of(config: Any) -> RewardModel | None:
     if name is None:
         return None
     return load(
-        name, device=model.reward_device, quantization=model.reward_model_quantization or None, trust_remote_code=model.trust_remote_code
+        name,
+        device=model.reward_device,
+        quantization=model.reward_model_quantization or None,
+        trust_remote_code=model.trust_remote_code,
     )
 
 
