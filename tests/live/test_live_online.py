@@ -355,7 +355,7 @@ CASES: list[Case] = [
     # logging
     Case("logging.output_dir", Here("elsewhere"), lambda s: s.directory.path),
     Case("logging.run_name", "mine", arg("run_name")),
-    Case("logging.loggers", "none", lambda s: s.config.logging.loggers),
+    Case("logging.loggers", "none", lambda s: s.config.logging.loggers, against=["tensorboard"]),
     Case("logging.report_to", ["wandb"], lambda s: s.config.logging.loggers),
     Case("logging.log_level", "ERROR", logged, base=SHORT | {"train.logging_steps": 1}),
     Case("logging.sample_logging", sampled(), samples, base=SHORT | {"logging.loggers": "none"}, against={"enabled": False}),
