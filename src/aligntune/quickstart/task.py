@@ -49,10 +49,10 @@ WORDS = [
     "seven",
     "eight",
 ]
-TAUGHT = (3, 4)
-"""Words in the questions of fine-tuning."""
-ASKED = (3, 4, 5)
-"""Words in the questions of evaluation and of RL: five words are never shown with an answer."""
+LENGTHS = (3, 4)
+"""Words in a question."""
+CARELESS = 0.5
+"""Share of the demonstrations that are wrong on purpose, so that fine-tuning on them leaves something for RL to mend."""
 
 
 def question(words: list[str]) -> str:
@@ -63,15 +63,13 @@ def backwards(words: list[str]) -> str:
     return " ".join(reversed(words))
 
 
-def lists(
-    count: int, seed: int, lengths: tuple[int, ...] = ASKED, exclude: frozenset[tuple[str, ...]] = frozenset()
-) -> list[list[str]]:
+def lists(count: int, seed: int, exclude: frozenset[tuple[str, ...]] = frozenset()) -> list[list[str]]:
     """`count` different lists of different words, none of them in `exclude`."""
     draw = random.Random(seed)
     seen = set(exclude)
     found: list[list[str]] = []
     while len(found) < count:
-        words = tuple(draw.sample(WORDS, draw.choice(lengths)))
+        words = tuple(draw.sample(WORDS, draw.choice(LENGTHS)))
         if words not in seen:
             seen.add(words)
             found.append(list(words))
@@ -95,13 +93,22 @@ def rows(words: list[list[str]]) -> list[dict[str, Any]]:
     ]
 
 
+def careless(demonstrations: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Demonstrations of which `CARELESS` repeat the words in the order in which they were given."""
+    draw = random.Random(seed)
+    for row in demonstrations:
+        if draw.random() < CARELESS:
+            row["completion"] = [{"role": "assistant", "content": " ".join(reversed(row["answer"].split()))}]
+    return demonstrations
+
+
 def write(folder: Path, train: int, seed: int = 0) -> tuple[Path, Path]:
     """Write train.jsonl and held_out.jsonl; no held-out list is trained on."""
     kept = held_out()
-    training = lists(train, seed, TAUGHT, frozenset(tuple(words) for words in kept))
+    training = lists(train, seed, frozenset(tuple(words) for words in kept))
     paths = folder / "train.jsonl", folder / "held_out.jsonl"
-    for path, part in zip(paths, (training, kept), strict=True):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows(part)), encoding="utf-8")
+    for path, part in zip(paths, (careless(rows(training), seed), rows(kept)), strict=True):
+        path.write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
     return paths
 
 
