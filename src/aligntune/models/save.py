@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from aligntune.errors import ModelError
@@ -43,13 +43,25 @@ def save_model(
                 "a model that is sharded over processes cannot be merged: save its adapter, then aligntune export"
             )
         merged(model).save_pretrained(folder)
+    elif "default" not in getattr(model, "peft_config", {"default": None}):
+        _save_named_adapter(model, folder, state)
     else:
         model.save_pretrained(folder, **({} if state is None else {"state_dict": dict(state)}))
-        if hasattr(model, "peft_config") and getattr(model, "generation_config", None) is not None:
-            model.generation_config.save_pretrained(folder)
+    if hasattr(model, "peft_config") and not merge and getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if card is not None:
         (folder / "README.md").write_text(model_card(card), encoding="utf-8")
+
+
+def _save_named_adapter(model: Any, folder: Path, state: Mapping[str, torch.Tensor] | None) -> None:
+    """The adapter that is trained, at the folder's root as any adapter; PEFT would put it into a subfolder of its name."""
+    from peft import get_peft_model_state_dict
+
+    name = model.active_adapter
+    weights = get_peft_model_state_dict(model, state_dict=None if state is None else dict(state), adapter_name=name)
+    save_file({key: value.contiguous() for key, value in weights.items()}, folder / "adapter_model.safetensors")
+    model.peft_config[name].save_pretrained(folder)
 
 
 def load_weights(model: Any, folder: Path) -> None:
@@ -60,7 +72,7 @@ def load_weights(model: Any, folder: Path) -> None:
     if hasattr(model, "peft_config"):
         from peft import set_peft_model_state_dict
 
-        set_peft_model_state_dict(model, state)
+        set_peft_model_state_dict(model, state, adapter_name=model.active_adapter)
     else:
         missing = set(model.load_state_dict(state, strict=False).missing_keys)
         tied = set(getattr(model, "all_tied_weights_keys", None) or {})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from online_helpers import digits, lines, trained
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import tiny
@@ -41,13 +41,16 @@ def test_every_kind_of_reference_is_the_start(run: Run) -> None:
         assert kl[name] == pytest.approx(kl["disabled"], abs=1e-6), name
 
 
-def test_named_adapters_are_trained_and_kept(run: Run) -> None:
+def test_named_adapters_are_trained_and_kept(files: Path, run: Run) -> None:
     session = run(use_peft=True, model_adapter_name="learner", ref_adapter_name="anchor", kl_coef=0.1)
     session.train()
     assert session.model.active_adapter == "learner"
     weights = dict(session.model.named_parameters())
     moved = {name: bool(weights[name].abs().sum() > 0) for name in weights if "lora_B" in name}
     assert all(value == (".learner." in name) for name, value in moved.items())  # B starts at zero
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(files / "model"), session.directory.model)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.allclose(again(ids).logits, session.model.eval()(ids).logits, atol=1e-6)
 
 
 def test_named_adapters_are_read_from_their_folders(files: Path, tmp_path: Path, run: Run) -> None:
