@@ -73,7 +73,7 @@ class OnlineSession(Session):
 
     @cached_property
     def train_rows(self) -> Any:
-        self.plan, self.rewards  # noqa: B018  (mistakes in settings before those in data)
+        self._check_settings()
         sources = self.config.sources
         weights = [source.weight for source in sources] if any(source.is_set("weight") for source in sources) else None
         return mix([self._prompts(source) for source in sources], weights, seed=self.config.train.data_seed)
@@ -85,6 +85,7 @@ class OnlineSession(Session):
 
     @cached_property
     def model(self) -> Any:
+        self.rewards  # noqa: B018  (a reward model that is not there before a policy that is)
         model = self._backend.load_policy(self)
         fit_embeddings(model, self.tokenizer)
         if self.config.model.disable_dropout:
@@ -167,6 +168,12 @@ class OnlineSession(Session):
         train = self.config.train
         thinking = train.enable_thinking if train.is_set("enable_thinking") else None
         return Asker(self.tokenizer, self.config.sources[0], self.train_rows, thinking)
+
+    def _check_settings(self) -> None:
+        """Mistakes that can be told without data and models."""
+        self.plan  # noqa: B018
+        if self.config.rewards:
+            RewardSet(self.config.rewards, self.config.train.reward_weights)
 
     def _prompts(self, source: DatasetConfig) -> Any:
         train = self.config.train

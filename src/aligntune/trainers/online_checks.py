@@ -62,7 +62,18 @@ def _models(run: Any) -> Iterator[str]:
             yield "model.reward_value_loading_type: unsloth loads them under backend: unsloth only; use standard"
 
 
+OWN_SETTING = {
+    "num_generations": "num_generations",
+    "max_new_tokens": "max_completion_length",
+    "seed": "seed",
+    "stop_token_ids": "stop_token",
+}
+
+
 def _rest(run: Any) -> Iterator[str]:
+    for name in run.train.generation_kwargs or {}:
+        if name in OWN_SETTING:
+            yield f"train.generation_kwargs.{name}: has a setting of its own, train.{OWN_SETTING[name]}; use that"
     if run.train.use_liger_loss:
         yield "train.use_liger_loss: log-probabilities are computed chunk by chunk without it already; leave it out"
     samples = run.logging.sample_logging

@@ -60,8 +60,9 @@ def test_resume_is_exact_in_the_middle_of_a_rollout(
         assert torch.equal(one, other)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    "algorithm", ["grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS if name != "grpo")]
+)
 def test_it_learns_to_write_digits(run: Run, algorithm: str) -> None:
     """A random model writes a digit once in 26 tokens; sampled completions must come to hold many."""
     more = {"batch_size": 32, "num_ppo_epochs": 2} if algorithm == "ppo" else {"batch_size": 32, "num_generations": 8}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -294,6 +295,7 @@ def test_the_best_weights_are_kept_by_the_held_out_reward(files: Path, run: Run)
     ({"model_adapter_name": "a"}, ConfigError, "use_peft"),
     ({"use_peft": True, "ref_adapter_name": "a", "force_use_ref_model": True}, ConfigError, "two references"),
     ({"reward_device": "cpu"}, ConfigError, "no reward model"),
+    ({"generation_kwargs": {"max_new_tokens": 3}}, ConfigError, "max_completion_length"),
     ({"use_liger_loss": True}, ConfigError, "chunk by chunk"),
     ({"logging": {"sample_logging": {"num_samples": 2}}}, ConfigError, "enabled"),
     ({"reward_path": "/nowhere"}, ModelError, "no such folder"),
@@ -335,3 +337,27 @@ def test_prompts_over_the_budget_are_cut_and_counted(run: Run, caplog: pytest.Lo
         assert ends.tokenizer.decode(ends.train_rows[0]["prompt_ids"]) == "stant\n"
         assert starts.tokenizer.decode(starts.train_rows[0]["prompt_ids"]) == "<|im_start|>user\n"
     assert "cut 16 of 16 prompts" in caplog.text
+
+
+# What a user calls ----------------------------------------------------------------------------------------------------
+
+
+def test_describing_a_run_loads_no_model(files: Path, run: Run) -> None:
+    session = run(reward_path=str(files / "reward"))
+    assert "4 optimiser steps" in session.describe()
+    assert not {"model", "rewards", "engine"} & set(vars(session))
+
+
+def test_a_users_own_prompts_are_put_as_the_runs(run: Run) -> None:
+    """A text is a user message; its answer is the greedy one, the same as in the evaluation."""
+    session = run()
+    row = session.train_rows[0]
+    asked = json.loads(row["prompt_json"])
+    assert session.asker(asked[-1]["content"])[1] == list(row["prompt_ids"])
+    one, other = session.predict([asked[-1]["content"], asked])
+    assert one == other == session.predict(asked[-1]["content"])[0]
+    raw = run(dataset={"task_type": "text"})
+    assert raw.asker("say red")[1] == raw.tokenizer("say red")["input_ids"]
+    [tokens] = session.preview(1)
+    assert "".join(text for text, _ in tokens) == row["prompt_text"]
+    assert not any(trained for _, trained in tokens)
