@@ -326,7 +326,7 @@ def check(case: Case, tmp_path: Path, backend: str) -> None:
 ELSEWHERE = {
     "model.num_labels": "test_live_classification", "dataset.label_column": "test_live_classification", "dataset.tokens_column": "test_live_classification",
     "dataset.tags_column": "test_live_classification", "dataset.weight": "test_weights_of_a_mixture", "fallback": "test_no_fallback",
-    "train.dataset_kwargs": "tests/data/test_sources.py", "algorithm": "every other test",
+    "train.dataset_kwargs": "tests/data/test_sources.py", "algorithm": "every other test", "launch": "tests/launch",
 }  # fmt: skip
 """Settings whose effect is observed by another test, and by which."""
 
