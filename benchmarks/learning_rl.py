@@ -6,7 +6,8 @@ prompts that the greedy answer gets right, before and after.
 
     OMP_NUM_THREADS=1 python benchmarks/learning_rl.py [--steps 120] [--seeds 3] [--tasks reverse,sort,add] [--out benchmarks/results]
 
-Writes `learning_rl.json` (every run, with the accuracy over steps) and `learning_rl.md` (the table).
+Writes `learning_rl.json` (every run, with the accuracy over steps) and `learning_rl.md` (the table). 45 runs of about 12 seconds: ten
+minutes on an idle core.
 """
 
 from __future__ import annotations
