@@ -1,6 +1,6 @@
 """Does it learn? Five online algorithms on three generated tasks, three seeds each, on one CPU core.
 
-A model of about 100 thousand parameters is taught each task by supervised fine-tuning until it gets a part of the answers
+A model of about 77 thousand parameters is taught each task by supervised fine-tuning until it gets a part of the answers
 right; then each algorithm trains that same model by reward alone (1 for the exact answer). Measured is the share of held-out
 prompts that the greedy answer gets right, before and after.
 
