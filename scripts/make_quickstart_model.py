@@ -38,7 +38,6 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         models.WordLevel({word: at for at, word in enumerate([*specials, *words])}, unk_token="<|unknown|>")
     )
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), "removed")
-    inner.decoder = decoders.Fuse()
     inner.decoder = decoders.Sequence([decoders.Replace("\n", "\n"), decoders.WordPiece(prefix="##", cleanup=False)])
     made = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<|pad|>", eos_token="<|end|>", unk_token="<|unknown|>"

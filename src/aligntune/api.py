@@ -116,7 +116,8 @@ def evaluation_run(
     model: str, data: str, *, task: str | None = None, limit: int | None = None, overrides: Iterable[str] = (), **settings: Any
 ) -> Any:  # fmt: skip
     """The config of an evaluation: of the model, the rows and how they are read. Raises `ConfigError`."""
-    from aligntune.evaluation.saved import PREFERENCE, evaluation_defaults, model_folder
+    from aligntune.evaluation.saved import PREFERENCE, evaluation_defaults
+    from aligntune.models.files import model_folder
 
     given = _given(model_folder(model), data, None, settings)
     tree = evaluation_defaults(model_folder(model), None if task == PREFERENCE else task, limit)

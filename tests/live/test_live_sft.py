@@ -177,7 +177,7 @@ CASES: list[Case] = [
     Case("dataset.subset", "some", lambda s: s.config.dataset.subset),
     Case("dataset.percent", 50.0, lambda s: len(s.train_rows)),
     Case("dataset.max_samples", 3, lambda s: len(s.train_rows)),
-    Case("dataset.column_mapping", {"q": "instruction2"}, lambda s: sorted(s._raw(s.config.dataset).column_names), base=ODD),
+    Case("dataset.column_mapping", {"q": "instruction2"}, lambda s: sorted(s.raw_rows(s.config.dataset).column_names), base=ODD),
     Case("dataset.task_type", "text_generation", rows, base=ODD | {"dataset.auto_detect_fields": True}, against="chat_completion"),
     Case("dataset.auto_detect_fields", True, lambda s: outcome(rows, s), base={"dataset.name": Here("qa.jsonl")}),
     Case("dataset.format_type", "text", rows, base=ODD, against="messages"),

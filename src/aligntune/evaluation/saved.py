@@ -8,7 +8,6 @@ answer gets the higher score.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from aligntune.config.enums import TaskType
@@ -19,13 +18,6 @@ from aligntune.errors import ConfigError
 from aligntune.evaluation import saved_labels, saved_text
 from aligntune.evaluation.saved_base import PREFERENCE, SavedEvaluation
 from aligntune.models.heads import SavedHead, saved_head
-
-
-def model_folder(name: str) -> str:
-    """`name`, or the folder `model` in it when it is the folder of a run."""
-    inside = Path(name).expanduser() / "model"
-    is_run = inside.is_dir() and not (inside.parent / "config.json").exists()
-    return str(inside) if is_run else name
 
 
 def evaluation_defaults(name: str, task: str | None, limit: int | None) -> dict[str, Any]:

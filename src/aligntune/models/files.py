@@ -27,6 +27,13 @@ def is_model_folder(name: str) -> bool:
     return False
 
 
+def model_folder(name: str) -> str:
+    """`name`, or the folder `model` in it when it is the folder of a run."""
+    inside = Path(name).expanduser() / "model"
+    is_run = inside.is_dir() and not (inside.parent / "config.json").exists()
+    return str(inside) if is_run else name
+
+
 def adapter_base(name: str) -> str | None:
     """The base model of a local adapter folder, or None when `name` is not one."""
     file = Path(name) / "adapter_config.json"

@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
 
@@ -158,9 +157,3 @@ def _quantization(settings: dict[str, Any], precision: Precision) -> BitsAndByte
     if settings.get("load_in_4bit"):
         settings = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": precision.compute} | settings
     return BitsAndBytesConfig(**settings)
-
-
-def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes)

@@ -12,19 +12,13 @@ from transformers import AutoModelForCausalLM
 
 from aligntune.config.base import plain_word
 from aligntune.errors import ConfigError, ModelError
-from aligntune.models.files import adapter_base, explain_missing, is_model_folder
+from aligntune.models.files import adapter_base, explain_missing, is_model_folder, model_folder
 from aligntune.models.load import merge_adapter
 from aligntune.models.precision import device
 from aligntune.models.save import save_model
 from aligntune.models.tokenizer import load_tokenizer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-def model_folder(name: str) -> str:
-    """`name`, or the model inside it when it is a run's output folder."""
-    inner = Path(name).expanduser() / "model"
-    return str(inner) if inner.is_dir() and not (inner.parent / "config.json").exists() else name
 
 
 def load_for_answers(name: str, dtype: torch.dtype | str = "auto") -> tuple[Any, Any]:

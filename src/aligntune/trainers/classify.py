@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from aligntune.config.enums import TaskType
 from aligntune.config.sft import DatasetConfig
-from aligntune.data import PaddedCollator, load_rows, mix, row_reader, rows_fingerprint, tokenize_classes, tokenize_tags
+from aligntune.data import PaddedCollator, row_reader, tokenize_classes, tokenize_tags
 from aligntune.data.examples import LabelledExample, TaggedExample
 from aligntune.data.labels import LabelSet, find_shared_labels, labels_of_model
 from aligntune.data.masks import IGNORED
@@ -75,10 +75,8 @@ class ClassificationSession(Session):
 
     @cached_property
     def train_rows(self) -> Any:
-        sources = self.config.sources
-        weights = [source.weight for source in sources] if any(source.is_set("weight") for source in sources) else None
-        parts = [self._tokenized(rows, source) for rows, source in zip(self._sources, sources, strict=True)]
-        return mix(parts, weights, seed=self.data_seed)
+        pairs = zip(self._sources, self.config.sources, strict=True)
+        return self.mixed([self._tokenized(rows, source) for rows, source in pairs])
 
     @cached_property
     def eval_rows(self) -> Any | None:
@@ -105,9 +103,8 @@ class ClassificationSession(Session):
         return model
 
     @property
-    def data_seed(self) -> int:
-        train = self.config.train
-        return int(train.seed if train.data_seed is None else train.data_seed)
+    def load_kwargs(self) -> dict[str, Any]:
+        return dict(self.config.train.dataset_kwargs)
 
     @cached_property
     def max_length(self) -> int:
@@ -115,16 +112,13 @@ class ClassificationSession(Session):
         model = self.config.model
         return longest_input(model.name_or_path, self.tokenizer, model.max_seq_length)
 
-    @cached_property
+    @property
     def _sources(self) -> list[Dataset]:
-        return [
-            load_rows(source, seed=self.data_seed, load_kwargs=self.config.train.dataset_kwargs)
-            for source in self.config.sources
-        ]  # type: ignore[misc]
+        return [self.raw_rows(source) for source in self.config.sources]
 
-    @cached_property
+    @property
     def _eval_source(self) -> Any:
-        return load_rows(self.config.eval_source, seed=self.data_seed, load_kwargs=self.config.train.dataset_kwargs)
+        return self.raw_rows(self.config.eval_source)
 
     def _tokenized(self, rows: Dataset, source: DatasetConfig) -> Dataset:
         tokenize = tokenize_tags if self.tags else tokenize_classes
@@ -224,13 +218,6 @@ class ClassificationSession(Session):
 
     # What a user calls ----------------------------------------------------------------------------------------------
 
-    def evaluate(self) -> dict[str, float]:
-        if self.eval_rows is None:
-            raise ConfigError("there is nothing to evaluate on: give eval_dataset or eval_split")
-        trainer = getattr(self, "trainer", None) or self.build_trainer()
-        self.metrics = {name: value for name, value in trainer.evaluate().items() if isinstance(value, (int, float))}
-        return self.metrics
-
     def predict(self, inputs: Any, **options: Any) -> list[Any]:
         """Texts: `{label, probability, probabilities}` each. Words: the spans of each sentence.
 
@@ -257,15 +244,6 @@ class ClassificationSession(Session):
         super().write_model(folder, state, merge=merge)
         if hasattr(self.model, "peft_config") and not merge:
             write_head(folder, SavedHead(self.task, tuple(self.labels.names)))
-
-    def fingerprints(self) -> list[Mapping[str, Any]]:
-        parts = [("train", source, rows) for source, rows in zip(self.config.sources, self._sources, strict=True)]
-        if self.config.eval_source is not None:
-            parts.append(("eval", self.config.eval_source, self._eval_source))
-        return [
-            {"role": role, "name": source.name, "split": source.split, "rows": len(rows), "fingerprint": rows_fingerprint(rows)}
-            for role, source, rows in parts
-        ]  # fmt: skip
 
 
 def _not_empty(example: Any) -> bool:

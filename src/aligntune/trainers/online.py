@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aligntune.algorithms import base as algorithms
 from aligntune.config.rl import DatasetConfig
-from aligntune.data import asked_of, load_rows, mix, rows_fingerprint, tokenize_prompts
+from aligntune.data import asked_of, tokenize_prompts
 from aligntune.data.preview import row_tokens
 from aligntune.errors import ConfigError, ModelError
 from aligntune.evaluation.answers import GreedyGenerator
@@ -74,9 +74,7 @@ class OnlineSession(Session):
     @cached_property
     def train_rows(self) -> Any:
         self._check_settings()
-        sources = self.config.sources
-        weights = [source.weight for source in sources] if any(source.is_set("weight") for source in sources) else None
-        return mix([self._prompts(source) for source in sources], weights, seed=self.config.train.data_seed)
+        return self.mixed([self._prompts(source) for source in self.config.sources])
 
     @cached_property
     def eval_rows(self) -> Any | None:
@@ -178,7 +176,7 @@ class OnlineSession(Session):
     def _prompts(self, source: DatasetConfig) -> Any:
         train = self.config.train
         return tokenize_prompts(
-            load_rows(source, seed=train.data_seed),
+            self.raw_rows(source),
             self.tokenizer,
             source,
             max_prompt_length=self.prompt_budget,
@@ -352,19 +350,3 @@ class OnlineSession(Session):
         """Tokens of the first prompts; none is trained."""
         first = self.train_rows.select(range(min(rows, len(self.train_rows))))
         return [row_tokens(row["prompt_ids"], [-100] * len(row["prompt_ids"]), self.tokenizer) for row in first]
-
-    def fingerprints(self) -> list[Mapping[str, Any]]:
-        found: list[Mapping[str, Any]] = []
-        for role, source in [*(("train", source) for source in self.config.sources), ("eval", self.config.eval_source)]:
-            if source is not None:
-                rows = load_rows(source, seed=self.config.train.data_seed)
-                found.append(
-                    {
-                        "role": role,
-                        "name": source.name,
-                        "split": source.split,
-                        "rows": len(rows),
-                        "fingerprint": rows_fingerprint(rows),
-                    }
-                )
-        return found

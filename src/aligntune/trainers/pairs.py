@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aligntune.algorithms import base as algorithms
 from aligntune.config.rl import DatasetConfig
-from aligntune.data import load_rows, mix, plain, preview, row_reader, rows_fingerprint, tokenize_pairs
+from aligntune.data import plain, preview, row_reader, tokenize_pairs
 from aligntune.data.masks import IGNORED
 from aligntune.errors import ConfigError, ModelError
 from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, evaluation_row
@@ -56,9 +56,7 @@ class PairsSession(Session):
 
     @cached_property
     def train_rows(self) -> Any:
-        sources = self.config.sources
-        weights = [source.weight for source in sources] if any(source.is_set("weight") for source in sources) else None
-        return mix([self._tokenized(source) for source in sources], weights, seed=self.config.train.data_seed)
+        return self.mixed([self._tokenized(source) for source in self.config.sources])
 
     @cached_property
     def eval_rows(self) -> Any | None:
@@ -93,7 +91,7 @@ class PairsSession(Session):
         longest = min(train.max_length, self.config.model.max_seq_length)
         chosen_by_user = train.is_set("max_prompt_length") or train.max_prompt_length < longest
         return tokenize_pairs(
-            load_rows(source, seed=train.data_seed),
+            self.raw_rows(source),
             self.tokenizer,
             source,
             max_length=longest,
@@ -217,7 +215,7 @@ class PairsSession(Session):
         return self._questions(self.config.eval_source or self.config.sources[0], SAMPLES)
 
     def _questions(self, source: DatasetConfig, limit: int | None = None) -> list[EvaluationRow]:
-        rows = load_rows(source, seed=self.config.train.data_seed)
+        rows = self.raw_rows(source)
         reader = row_reader(rows, source, "preference")
         found: list[EvaluationRow] = []
         for index, row in enumerate(rows):
@@ -251,13 +249,6 @@ class PairsSession(Session):
 
     # What a user calls ----------------------------------------------------------------------------------------------
 
-    def evaluate(self) -> dict[str, float]:
-        if self.eval_rows is None:
-            raise ConfigError("there is nothing to evaluate on: give eval_dataset or eval_split")
-        trainer = getattr(self, "trainer", None) or self.build_trainer()
-        self.metrics = {name: value for name, value in trainer.evaluate().items() if isinstance(value, (int, float))}
-        return self.metrics
-
     def predict(self, inputs: Sequence[Any], *, max_new_tokens: int | None = None) -> list[str]:  # type: ignore[override]
         """Greedy answers. Each input is a text (a user message where the rows are chats), or a list of messages."""
         asked = [self._as_prompt(item) for item in ([inputs] if isinstance(inputs, str) else inputs)]
@@ -275,15 +266,6 @@ class PairsSession(Session):
     def describe(self) -> str:
         chosen, rejected = (plain(tokens) for tokens in self.preview(1))
         return f"{super().describe()}\nfirst pair, trained tokens in [[ ]]:\nchosen: {chosen}\nrejected: {rejected}"
-
-    def fingerprints(self) -> list[Mapping[str, Any]]:
-        found: list[Mapping[str, Any]] = []
-        for role, source in [*(("train", source) for source in self.config.sources), ("eval", self.config.eval_source)]:
-            if source is not None:
-                rows = load_rows(source, seed=self.config.train.data_seed)
-                found.append({"role": role, "name": source.name, "split": source.split, "rows": len(rows),
-                              "fingerprint": rows_fingerprint(rows)})  # fmt: skip
-        return found
 
 
 def _check(run: Any) -> None:

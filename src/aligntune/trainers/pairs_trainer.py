@@ -23,7 +23,7 @@ from aligntune.trainers.length_groups import GroupsByLength
 from aligntune.trainers.pair_batches import Pairs, Step
 from aligntune.trainers.pairs_evaluating import PairsEvaluation
 from aligntune.trainers.parallel import AutocastLoss, wait_for_all
-from aligntune.trainers.reference import Reference
+from aligntune.trainers.reference import Reference, SyncReference
 
 STATE = "reference.pt"
 """File in a checkpoint that holds a reference which synchronisation has moved."""
@@ -48,8 +48,11 @@ class PairsTrainer(PairsEvaluation, GroupsByLength, AutocastLoss, Trainer):
         """Tokens that this process has trained on."""
         self._shares: list[dict[str, Tensor]] = []
         self._logged: list[dict[str, Tensor]] = []
-        if settings.sync_ref_model:
-            self.add_callback(_MovesReference(self))
+        if settings.sync_ref_model and reference is not None:
+            self.add_callback(
+                SyncReference(reference, self.model, settings.ref_model_mixup_alpha, settings.ref_model_sync_steps)
+            )
+            self.add_callback(_SavesReference(self))
 
     # transformers' hooks --------------------------------------------------------------------------------------------
 
@@ -151,16 +154,11 @@ class PairsTrainer(PairsEvaluation, GroupsByLength, AutocastLoss, Trainer):
         wait_for_all()
 
 
-class _MovesReference(TrainerCallback):
-    """TR-DPO: every `ref_model_sync_steps` optimiser steps the reference moves towards the policy."""
+class _SavesReference(TrainerCallback):
+    """Writes a reference that has moved beside every checkpoint."""
 
     def __init__(self, trainer: PairsTrainer) -> None:
         self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        settings, reference = self.trainer.settings, self.trainer.reference
-        if reference is not None and state.global_step % settings.ref_model_sync_steps == 0:
-            reference.sync(self.trainer.model, settings.ref_model_mixup_alpha)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.save_reference(Path(args.output_dir) / f"checkpoint-{state.global_step}")

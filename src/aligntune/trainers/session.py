@@ -19,6 +19,8 @@ from transformers import TrainerState
 from aligntune.config.dump import origin_rows, to_yaml
 from aligntune.config.resolve import Resolved
 from aligntune.config.run import RLRunConfig, SFTRunConfig
+from aligntune.data import load_rows, mix, rows_fingerprint
+from aligntune.errors import ConfigError
 from aligntune.models.precision import Precision, resolve_precision
 from aligntune.models.save import load_weights, push_folder, save_model
 from aligntune.reporting import Recorder, RunDirectory, provenance, recording
@@ -43,6 +45,7 @@ class Session(ABC):
         self.directory = RunDirectory(self.config.logging.output_dir)
         self.recorder = Recorder()
         self._backend = backend
+        self._read: dict[str, Any] = {}
         quiet_libraries()
 
     # What a user calls --------------------------------------------------------------------------------------------
@@ -71,9 +74,13 @@ class Session(ABC):
             self._run(checkpoint)
         return self.metrics
 
-    @abstractmethod
     def evaluate(self) -> dict[str, float]:
-        """Metrics on the evaluation data, `eval_` in front of each name."""
+        """Metrics on the evaluation data, `eval_` in front of each name. Raises `ConfigError` without any."""
+        if self.eval_rows is None:
+            raise ConfigError("there is nothing to evaluate on: give eval_dataset or eval_split")
+        trainer = getattr(self, "trainer", None) or self.build_trainer()
+        self.metrics = {name: value for name, value in trainer.evaluate().items() if isinstance(value, (int, float))}
+        return self.metrics
 
     @abstractmethod
     def predict(self, inputs: Any, **options: Any) -> list[Any]:
@@ -128,6 +135,30 @@ class Session(ABC):
     def precision(self) -> Precision:
         return resolve_precision(self.config.model.precision)
 
+    @property
+    def data_seed(self) -> int:
+        """Seed of drawing, mixing and ordering rows."""
+        train = self.config.train
+        return int(train.seed if train.data_seed is None else train.data_seed)
+
+    def raw_rows(self, source: Any) -> Any:
+        """The rows of a dataset before they are tokenised; read once a session."""
+        key = repr(source)
+        if key not in self._read:
+            self._read[key] = load_rows(source, seed=self.data_seed, load_kwargs=self.load_kwargs)
+        return self._read[key]
+
+    @property
+    def load_kwargs(self) -> dict[str, Any]:
+        """Further arguments of `datasets.load_dataset`."""
+        return {}
+
+    def mixed(self, parts: Sequence[Any]) -> Any:
+        """The training datasets' tokenised rows as one: by weight where a weight was given, else every row once."""
+        sources = self.config.sources
+        weights = [source.weight for source in sources] if any(source.is_set("weight") for source in sources) else None
+        return mix(parts, weights, seed=self.data_seed)
+
     @cached_property
     @abstractmethod
     def tokenizer(self) -> Any:
@@ -166,7 +197,15 @@ class Session(ABC):
 
     def fingerprints(self) -> list[Mapping[str, Any]]:
         """One entry per dataset for the provenance file."""
-        return []
+        found: list[Mapping[str, Any]] = []
+        for role, source in [*(("train", source) for source in self.config.sources), ("eval", self.config.eval_source)]:
+            if source is None:
+                continue
+            rows = self.raw_rows(source)
+            known = hasattr(rows, "__len__")
+            found.append({"role": role, "name": source.name, "split": source.split, "rows": len(rows) if known else None,
+                          "fingerprint": rows_fingerprint(rows) if known else None})  # fmt: skip
+        return found
 
     # ----------------------------------------------------------------------------------------------------------------
 
@@ -231,9 +270,8 @@ class Session(ABC):
     def _write_provenance(self) -> None:
         if not is_main_process():
             return
-        train = self.config.train
         facts = provenance.collect(
-            seeds={"seed": train.seed, "data_seed": train.data_seed if train.data_seed is not None else train.seed},
+            seeds={"seed": self.config.train.seed, "data_seed": self.data_seed},
             data=self.fingerprints(),
             backend=self.backend,
             backend_reasons=self.reasons,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,17 +14,13 @@ from aligntune.config.sft import DatasetConfig
 from aligntune.data import (
     PackedCollator,
     PaddedCollator,
-    load_rows,
-    mix,
     pack,
     plain,
     preview,
     row_reader,
-    rows_fingerprint,
     tokenize_sft,
 )
 from aligntune.data.examples import TextExample
-from aligntune.errors import ConfigError
 from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, evaluation_row
 from aligntune.evaluation.evaluator import AnswerEvaluator
 from aligntune.evaluation.registry import check_best_metric, metrics_from_config
@@ -49,9 +45,7 @@ class SFTSession(Session):
 
     @cached_property
     def train_rows(self) -> Any:
-        sources = self.config.sources
-        weights = [source.weight for source in sources] if any(source.is_set("weight") for source in sources) else None
-        rows = mix([self._tokenized(source) for source in sources], weights, seed=self.data_seed)
+        rows = self.mixed([self._tokenized(source) for source in self.config.sources])
         return self._packed(rows, self.config.train.packing)
 
     @cached_property
@@ -71,9 +65,8 @@ class SFTSession(Session):
         return model
 
     @property
-    def data_seed(self) -> int:
-        train = self.config.train
-        return train.seed if train.data_seed is None else train.data_seed
+    def load_kwargs(self) -> dict[str, Any]:
+        return dict(self.config.train.dataset_kwargs)
 
     @property
     def collator(self) -> PackedCollator | PaddedCollator:
@@ -84,14 +77,11 @@ class SFTSession(Session):
             return PackedCollator(pad_to_multiple_of=train.pad_to_multiple_of)
         return PaddedCollator(self.tokenizer.pad_token_id, pad_to_multiple_of=train.pad_to_multiple_of)
 
-    def _raw(self, source: DatasetConfig) -> Any:
-        return load_rows(source, seed=self.data_seed, load_kwargs=self.config.train.dataset_kwargs)
-
     def _tokenized(self, source: DatasetConfig) -> Any:
         train = self.config.train
         wrapped = train.packing and train.packing_strategy == "wrapped"
         return tokenize_sft(
-            self._raw(source),
+            self.raw_rows(source),
             self.tokenizer,
             source,
             max_length=None if wrapped else self.config.model.max_seq_length,
@@ -161,7 +151,7 @@ class SFTSession(Session):
 
     def _questions(self, source: DatasetConfig, limit: int | None = None) -> list[EvaluationRow]:
         """Prompts with reference answers. Raw text is cut in the middle, and marked, since its rest is no answer."""
-        rows = self._raw(source)
+        rows = self.raw_rows(source)
         reader = row_reader(rows, source)
         found: list[EvaluationRow] = []
         for index, row in enumerate(rows):
@@ -206,13 +196,6 @@ class SFTSession(Session):
 
     # What a user calls ----------------------------------------------------------------------------------------------
 
-    def evaluate(self) -> dict[str, float]:
-        if self.eval_rows is None:
-            raise ConfigError("there is nothing to evaluate on: give eval_dataset or eval_split")
-        trainer = getattr(self, "trainer", None) or self.build_trainer()
-        self.metrics = {name: value for name, value in trainer.evaluate().items() if isinstance(value, (int, float))}
-        return self.metrics
-
     def predict(self, inputs: Sequence[Any], *, max_new_tokens: int | None = None) -> list[str]:  # type: ignore[override]
         """Greedy answers. Each input is a text (a user message where the rows are chats), or a list of messages."""
         chats = any(not isinstance(question.prompt, str) for question in self.sample_questions)
@@ -229,17 +212,6 @@ class SFTSession(Session):
     def describe(self) -> str:
         first = plain(preview(self.train_rows, self.tokenizer, 1)[0])
         return f"{super().describe()}\nfirst row, trained tokens in [[ ]]:\n{first}"
-
-    def fingerprints(self) -> list[Mapping[str, Any]]:
-        found: list[Mapping[str, Any]] = []
-        for role, source in [*(("train", source) for source in self.config.sources), ("eval", self.config.eval_source)]:
-            if source is None:
-                continue
-            rows = self._raw(source)
-            known = hasattr(rows, "__len__")
-            found.append({"role": role, "name": source.name, "split": source.split, "rows": len(rows) if known else None,
-                          "fingerprint": rows_fingerprint(rows) if known else None})  # fmt: skip
-        return found
 
 
 def _cut_text(text: str) -> EvaluationRow | None:
