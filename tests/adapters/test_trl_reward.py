@@ -18,19 +18,24 @@ def test_loss_equals_that_of_the_reward_trainer(tmp_path: Path) -> None:
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification, TrainingArguments
 
-    from aligntune.trainers.reward_model import Collator, PairTrainer
+    from aligntune.trainers.reward_trainer import RewardCollator, RewardTrainer, pair_losses
 
     tiny.write_model(tmp_path / "base")
     tokenizer = tiny.tokenizer()
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1).eval()
     model.config.pad_token_id = tokenizer.pad_token_id
-    rows = [
-        {"chosen": tokenizer(f"yes {n} cat")["input_ids"], "rejected": tokenizer(f"no {n}")["input_ids"], "margin": 0.5 * n}
-        for n in range(4)
-    ]  # fmt: skip
-    names = {"chosen": "chosen_ids", "rejected": "rejected_ids", "margin": "margin"}
-    data = Dataset.from_list([{names[name]: value for name, value in row.items()} for row in rows])
+    rows = [{"chosen": tokenizer(f"yes {n} cat"), "rejected": tokenizer(f"no {n}"), "label": 0.5 * n} for n in range(4)]
+    data = Dataset.from_list(
+        [
+            {
+                "chosen_ids": row["chosen"]["input_ids"],
+                "rejected_ids": row["rejected"]["input_ids"],
+                "margin": row["label"],
+            }
+            for row in rows
+        ]
+    )
     options = trl.RewardConfig(
         output_dir=str(tmp_path / "trl"), report_to="none", use_cpu=True, bf16=False, max_length=512
     )
@@ -38,6 +43,6 @@ def test_loss_equals_that_of_the_reward_trainer(tmp_path: Path) -> None:
     batch = next(iter(theirs.get_train_dataloader()))
     model.eval()
     arguments = TrainingArguments(output_dir=str(tmp_path / "own"), use_cpu=True, report_to="none")
-    ours = PairTrainer(model, arguments, data_collator=Collator(tokenizer))
+    ours = RewardTrainer(model, arguments, row_losses=pair_losses, measure=dict)
     expected = float(theirs.compute_loss(model, batch))
-    assert float(ours.compute_loss(model, Collator(tokenizer)(rows))) == pytest.approx(expected, abs=1e-5)
+    assert float(ours.compute_loss(model, RewardCollator(tokenizer)(rows))) == pytest.approx(expected, abs=1e-5)

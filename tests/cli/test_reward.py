@@ -32,9 +32,14 @@ def test_train_on_pairs_then_score(tmp_path: Path) -> None:
     tiny.write_model(tmp_path / "base")
     rows = [{"prompt": "say", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(16)]
     data = tiny.write_rows(tmp_path / "pairs.jsonl", rows)
-    done = aligntune("train", "--pairs", data, "--base", tmp_path / "base", "--output", tmp_path / "out")
+    done = aligntune(
+        "train", "--pairs", data, "--base", tmp_path / "base", "--output", tmp_path / "out",
+        "--eval-interval", 1, "--held-out", 0.25, "--best-metric", "accuracy",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "accuracy" in done.stdout
+    assert "held_out_rows 4" in done.stdout
+    assert done.stdout.count("eval at step") == 3  # before, after each of two steps
+    assert "best by accuracy" in done.stdout
     assert f"model: {tmp_path}/out/model" in done.stdout
     out = tmp_path / "scores.jsonl"
     scored = aligntune("score", tmp_path / "out" / "model", data, "--completion", "chosen", "--output", out)
@@ -59,3 +64,16 @@ def test_train_on_texts_and_what_it_refuses(tmp_path: Path) -> None:
     few = aligntune("train", file)
     assert few.returncode == 2
     assert "training_texts" in few.stderr
+
+
+def test_one_reward_in_full() -> None:
+    shown = aligntune("list", "gsm8k").stdout
+    for part in (
+        "gsm8k (defined, 0 to 1)", "1 if the number after the last ####", "source: Cobbe et al. 2021", "columns: answer",
+        "strict = True", "good:\n  scores 1\n", "bad:\n  scores 0\n", "adversarial:\n  scores 0  (the right number",
+        "completion: #### 24", "column answer: '#### 72'",
+    ):  # fmt: skip
+        assert part in shown, part
+    unknown = aligntune("list", "gms8k")
+    assert unknown.returncode == 2
+    assert "did you mean gsm8k?" in unknown.stderr

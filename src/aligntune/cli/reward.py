@@ -21,12 +21,11 @@ def add_to(app: typer.Typer) -> None:
 
 @reward_app.command("list")
 def list_rewards(name: Annotated[str | None, typer.Argument(help="One reward, in full.")] = None) -> None:
-    """Show all rewards, or one with its definition, params and examples."""
-    from aligntune.rewards import describe, table
+    """Show all rewards, or one in full: definition, range, source, columns, params, and its examples with their scores."""
+    from aligntune.rewards import table
 
     if name is not None:
-        for key, value in describe(name).items():
-            print(f"{key}: {value}")
+        print(table.text(name))
         return
     from rich.console import Console
     from rich.table import Table
@@ -112,6 +111,15 @@ def train(
     max_length: Annotated[int, typer.Option(min=1)] = 1024,
     lora_rank: Annotated[int | None, typer.Option(min=1, help="Pairs: train a LoRA adapter of this rank.")] = None,
     centering: Annotated[float, typer.Option(min=0, help="Pairs: weight of (r_chosen + r_rejected)^2.")] = 0.0,
+    eval_interval: Annotated[
+        int | None, typer.Option(min=1, help="Pairs: steps between evaluations. Unset: an epoch.")
+    ] = None,
+    held_out: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the rows that is measured, not trained on.")
+    ] = 0.1,
+    best_metric: Annotated[
+        str, typer.Option(help="Held-out metric whose best weights are kept; none keeps the last ones.")
+    ] = "loss",
     seed: int = 42,
     limit: Limit = None,
     resume: bool = False,
@@ -125,20 +133,24 @@ def train(
         raise ConfigError("reward train: give a YAML with reward_training, or --pairs DATA --base MODEL")
     from aligntune.trainers.reward_model import RewardTraining, train_on_pairs, train_on_texts
 
+    common: dict[str, Any] = {
+        "seed": seed, "held_out": held_out, "best_metric": None if best_metric == "none" else best_metric,
+        "resume": resume, "overwrite": overwrite,
+    }  # fmt: skip
     if config is not None:
-        for name in set(ctx.params) - {"config", "seed", "resume", "overwrite"}:
+        for name in set(ctx.params) - {"config", *common}:
             if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE":
                 raise ConfigError(f"reward train: --{name.replace('_', '-')} is for --pairs; set it in {config}")
-        done = train_on_texts(_training(config), seed=seed, resume=resume, overwrite=overwrite)
+        done = train_on_texts(_training(config), **common)
     else:
         if base is None:
             raise ConfigError("reward train --pairs: name the model that gets the head with --base")
         lora = None if lora_rank is None else LoraSettings(lora_rank, 2 * lora_rank, 0.0, None, False)
         settings = RewardTraining(
             base, output, epochs, learning_rate, batch_size, gradient_accumulation_steps, max_length, lora,
-            centering=centering, seed=seed, resume=resume, overwrite=overwrite,
+            eval_interval=eval_interval, centering=centering, **common,
         )  # fmt: skip
-        done = train_on_pairs(_pairs(pairs or "", limit), settings)
+        done = train_on_pairs(_pairs(pairs or "", limit), settings, source=pairs)
     print("  ".join(f"{name} {value:.4g}" for name, value in done.metrics.items()))
     print(f"model: {done.folder}")
 

@@ -27,6 +27,18 @@ def to_yaml(resolved: Resolved) -> str:
     return "".join(lines)
 
 
+def section_to_yaml(key: str, section: Section, comment: str = "") -> str:
+    """One section as YAML under `key`, as `to_yaml` writes a run; `comment` is put in front."""
+    lost: list[str] = []
+    data = {key: _plain(section, (key,), lost)}
+    lines = [f"# {comment}\n"] if comment else []
+    lines.append(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120))
+    lines += [f"# not importable by name, set again in Python: {item}\n" for item in lost]
+    unset = [name for name in type(section).model_fields if name not in section.model_fields_set]
+    lines += ["# Defaults of this version:\n"] if unset else []
+    return "".join([*lines, *(f"#   {key}.{name}: {_text(getattr(section, name))}\n" for name in unset)])
+
+
 def plain_tree(resolved: Resolved) -> tuple[dict[str, Any], list[str]]:
     """What was set or derived as plain data, and the callables in it that another process could not import."""
     config = resolved.config
@@ -49,7 +61,7 @@ def unimportable(config: Section) -> list[str]:
 
 def _plain(value: Any, at: Path, lost: list[str]) -> Any:
     if isinstance(value, Section):
-        value = {name: getattr(value, name) for name in value.model_fields_set}
+        value = {name: getattr(value, name) for name in type(value).model_fields if name in value.model_fields_set}
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, os.PathLike):

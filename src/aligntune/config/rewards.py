@@ -53,7 +53,9 @@ class RewardModelTrainingConfig(Section):
     gradient_accumulation_steps: Count = 4
     """Forward passes per optimiser step."""
     max_length: Count = 512
-    """Longest text in tokens; longer ones are cut."""
+    """Longest text in tokens; longer ones lose their beginning."""
+    eval_interval: Count | None = None
+    """Optimiser steps between two evaluations on the texts held out, each with a checkpoint. Unset: an epoch. (Addition.)"""
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Self:

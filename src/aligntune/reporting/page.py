@@ -131,11 +131,18 @@ def _commands(record: RunRecord) -> list[tuple[str, str]]:
     """What to type to repeat, continue and use this run, as far as its files allow."""
     run = record.run
     found = []
-    if run.config.exists():
+    scores = "algorithm" not in record.config and {"reward_training", "reward_pairs"} & set(record.config)
+    if scores and "reward_training" in record.config:
+        found.append(("Train it again, in its place", f"aligntune reward train {run.config} --overwrite"))
+        if record.outcome != "finished" and run.latest_checkpoint() is not None:
+            found.append(("Continue it", f"aligntune reward train {run.config} --resume"))
+    elif run.config.exists() and not scores:
         found.append(("Run it again", f"aligntune train {run.config} --output-dir {run.path}-again"))
-    if record.outcome != "finished" and run.latest_checkpoint() is not None:
-        found.append(("Continue it", f"aligntune train {run.config} --resume"))
-    if run.model.exists():
+        if record.outcome != "finished" and run.latest_checkpoint() is not None:
+            found.append(("Continue it", f"aligntune train {run.config} --resume"))
+    if run.model.exists() and scores:
+        found.append(("Score with the model", f"aligntune reward score {run.model} DATA"))
+    elif run.model.exists():
         found.append(("Talk to the model", f"aligntune chat {run.model}"))
         found.append(("Evaluate the model", f"aligntune eval {run.model} DATA"))
     return found

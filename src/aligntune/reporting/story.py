@@ -14,9 +14,9 @@ from aligntune.reporting.text import duration, is_timing, label, short, value_te
 
 BETTER_HIGH = (
     *("accuracy", "accuracies", "pass@", "exact_match", "f1", "mcc", "bleu", "rouge", "meteor", "bertscore", "reward"),
-    *("margin", "fitness", "win_rate", "similarity", "score"),
+    *("margin", "fitness", "win_rate", "similarity", "score", "correlation"),
 )
-BETTER_LOW = ("loss", "perplexity", "error", "toxicity")
+BETTER_LOW = ("loss", "perplexity", "error", "toxicity", "mse")
 CARDS = 4
 PROMPTS_SHOWN = 6
 PROMPTS_MORE = 40
@@ -67,6 +67,12 @@ def title(record: RunRecord) -> str:
 
 def subject(record: RunRecord) -> str:
     """`SFT of SmolLM2-135M on alpaca`, as far as the config says."""
+    for section, base, rows in (
+        ("reward_training", "base_model_name", "labelled texts"),
+        ("reward_pairs", "base", "preference pairs"),
+    ):
+        if "algorithm" not in record.config and section in record.config:
+            return f"Reward model of {_last_part(record.config[section][base])} from {rows}"
     algorithm = str(record.config.get("algorithm") or "").upper().replace("_", " ")
     model = _last_part((record.config.get("model") or {}).get("name_or_path"))
     datasets = record.config.get("datasets") or [record.config.get("dataset") or {}]

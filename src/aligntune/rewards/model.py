@@ -82,7 +82,7 @@ class RewardModel:
         if not asked:
             return self._cut(self.tokenizer(said))
         if self.tokenizer.sep_token is not None:
-            return dict(self.tokenizer(asked, said, truncation="only_first", max_length=self.max_length))
+            return self._cut(self.tokenizer(asked, said))
         return self._cut(self.tokenizer(asked + said))
 
     def _cut(self, encoded: Any) -> dict[str, list[int]]:

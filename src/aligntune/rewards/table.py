@@ -6,7 +6,7 @@ from typing import Any
 
 from . import base
 from .base import Example, Reward, describe
-from .samples import completion_text
+from .samples import completion_text, prompt_text
 
 CHECKED_BY = {True: "heuristic", False: "defined"}
 
@@ -26,6 +26,34 @@ def _example(example: Example) -> dict[str, Any]:
         "score": example.score,
         "note": example.note,
     }
+
+
+def text(name: str) -> str:
+    """One reward in full, for a terminal: definition, range, source, columns, params, and its examples with their scores.
+
+    Raises:
+        RewardError: no reward has this name.
+    """
+    item = base.get(name)
+    described = describe(item)
+    lines = [f"{item.name} ({CHECKED_BY[item.heuristic]}, {_range(item)})", "", _docstring(item), ""]
+    lines += [f"source: {item.source}"] if item.source else []
+    lines += [f"also called: {', '.join(item.aliases)}"] if item.aliases else []
+    lines += [f"columns: {', '.join(described['columns'])}"] if described["columns"] else []
+    lines += ["params:"] if described["params"] else []
+    lines += [f"  {param} = {default!r}" for param, default in described["params"].items()]
+    for kind in ("good", "bad", "adversarial"):
+        found = [example for example in item.examples if example.kind == kind]
+        lines += ["", f"{kind}:"] if found else []
+        for example in found:
+            lines.append(f"  scores {_score(example)}" + (f"  ({example.note})" if example.note else ""))
+            given = {"prompt": prompt_text(example.prompt), "completion": completion_text(example.completion)}
+            given |= {f"column {column}": repr(value) for column, value in example.columns.items()}
+            given |= {f"param {param}": repr(value) for param, value in example.params.items()}
+            for part, value in given.items():
+                if value or part == "completion":
+                    lines.append(f"    {part}: " + (value.replace("\n", "\n      ") or "(empty)"))
+    return "\n".join(lines)
 
 
 def markdown() -> str:

@@ -1,31 +1,35 @@
 """How is a reward model trained? By regression on texts that reward functions labelled, or on preference pairs.
 
 Both put a head with one output on a model (`AutoModelForSequenceClassification`), read texts exactly as `RewardModel`
-will when it scores, and run on `transformers.Trainer` inside `recording`: the folder gets checkpoints, trail and report,
-and the model in `output_dir/model`.
+will when it scores, and run on `transformers.Trainer` inside `recording`: the folder gets config, provenance,
+checkpoints, trail and report as any run, and the model in `output_dir/model`. Some rows are held out and measured at
+every evaluation (`reward_held_out`); the weights that are kept are those of the best one.
 
 Regression learns standardised labels; their mean and standard deviation are written to the model's config
 (`reward_scale`), and `RewardModel` undoes them: scores come out in the reward's own units.
-Pairs: Bradley-Terry, -log sigmoid(r_chosen - r_rejected - margin), arXiv 2203.02155 eq. 1 and 2307.09288 eq. 2.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
-from transformers import AutoConfig, AutoModelForSequenceClassification, Trainer, TrainingArguments, set_seed
+import yaml
+from transformers import AutoConfig, AutoModelForSequenceClassification, TrainingArguments, set_seed
 
 from aligntune.config.base import LoraSettings
+from aligntune.config.dump import section_to_yaml
 from aligntune.config.enums import PrecisionType
 from aligntune.config.rewards import RewardModelTrainingConfig
+from aligntune.data.fingerprint import fingerprint
 from aligntune.errors import ConfigError, DataError, ModelError, RewardError
 from aligntune.models.files import adapter_base, explain_missing, is_model_folder
 from aligntune.models.heads import settle
@@ -34,15 +38,27 @@ from aligntune.models.lora import add_lora
 from aligntune.models.precision import device, resolve_precision
 from aligntune.models.save import save_model
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
-from aligntune.reporting import provenance, recording
+from aligntune.reporting import RunDirectory, provenance, recording
 from aligntune.rewards import RewardSet
 from aligntune.rewards.model import RewardModel
 from aligntune.trainers.callbacks import attach_recorder
 from aligntune.trainers.ranks import world_size
+from aligntune.trainers.resuming import fit
+from aligntune.trainers.reward_held_out import HeldPairs, HeldTexts
+from aligntune.trainers.reward_trainer import (
+    EvaluatesLast,
+    RewardCollator,
+    RewardTrainer,
+    RowLosses,
+    pair_losses,
+    text_losses,
+)
 
 logger = logging.getLogger(__name__)
 
 LEAST_TEXTS = 10
+FALLING = ("loss", "mse")
+"""Metrics of the rows held out that are better when lower."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,12 @@ class RewardTraining:
     max_length: int = 512
     lora: LoraSettings | None = None
     held_out: float = 0.1
-    """Share of the rows that is not trained on but measured."""
+    """Share of the rows that is not trained on but measured. Rows of one prompt stay together."""
+    eval_interval: int | None = None
+    """Optimiser steps from one evaluation and checkpoint to the next. Unset: an epoch."""
+    best_metric: str | None = "loss"
+    """The weights kept are those of the evaluation that is best by it (pairs: loss, accuracy, margin; texts: loss, mse,
+    rank_correlation). None: the last ones."""
     centering: float = 0.0
     """Pairs: weight of (r_chosen + r_rejected)^2, which holds scores near zero (arXiv 2312.09244)."""
     precision: PrecisionType = PrecisionType.AUTO
@@ -77,6 +98,18 @@ class Trained:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What differs between texts and pairs. `keys`: rows of one key are held out together."""
+
+    rows: list[dict[str, Any]]
+    keys: Sequence[Hashable]
+    losses: RowLosses
+    measure: Callable[[Sequence[int]], HeldTexts | HeldPairs]
+    config: str
+    data: tuple[str, list[Any]]
+
+
 def train_on_texts(config: RewardModelTrainingConfig, *, tokenizer: Any = None, **options: Any) -> Trained:
     """Distil the weighted sum of `config.reward_functions` into a model. `options`: further fields of `RewardTraining`.
 
@@ -89,7 +122,7 @@ def train_on_texts(config: RewardModelTrainingConfig, *, tokenizer: Any = None, 
     """
     settings = RewardTraining(
         config.base_model_name, config.output_dir, config.num_epochs, config.learning_rate, config.batch_size,
-        config.gradient_accumulation_steps, config.max_length, **options,
+        config.gradient_accumulation_steps, config.max_length, **{"eval_interval": config.eval_interval} | options,
     )  # fmt: skip
     texts, labels = label_texts(config)
     mean = math.fsum(labels) / len(labels)
@@ -101,22 +134,25 @@ def train_on_texts(config: RewardModelTrainingConfig, *, tokenizer: Any = None, 
     judge = _model(settings)
     judge.model.config.reward_scale = [mean, std]
     rows = [
-        judge.encode("", text) | {"labels": (label - mean) / std} for text, label in zip(texts, labels, strict=True)
+        {"text": judge.encode("", text), "label": (label - mean) / std}
+        for text, label in zip(texts, labels, strict=True)
     ]
 
-    def measure(held: Sequence[int]) -> dict[str, float]:
-        scores = judge([""] * len(held), [texts[at] for at in held])
-        wanted = [labels[at] for at in held]
-        errors = [(score - label) ** 2 for score, label in zip(scores, wanted, strict=True)]
-        return {"rank_correlation": rank_correlation(scores, wanted), "mse": math.fsum(errors) / len(errors)}
+    def measure(held: Sequence[int]) -> HeldTexts:
+        return HeldTexts(judge, [texts[at] for at in held], [labels[at] for at in held], std)
 
-    return _fit(settings, judge, rows, RegressionTrainer, measure)
+    written = section_to_yaml("reward_training", config, _rest(settings))
+    data = ("training_texts", list(zip(texts, labels, strict=True)))
+    return _train(settings, judge, _Task(rows, texts, text_losses, measure, written, data))
 
 
-def train_on_pairs(rows: Sequence[Mapping[str, Any]], settings: RewardTraining) -> Trained:
+def train_on_pairs(
+    rows: Sequence[Mapping[str, Any]], settings: RewardTraining, *, source: str | None = None
+) -> Trained:
     """Learn from `rows` with `prompt`, `chosen`, `rejected` and perhaps `margin` (a number by which chosen should lead).
 
-    Metrics on held-out pairs: `accuracy` (share with chosen above rejected) and `margin` (mean difference).
+    Metrics on held-out pairs: `accuracy` (share with chosen above rejected) and `margin` (mean difference). `source`:
+    where the rows are from, for the run's files.
 
     Raises:
         DataError: fewer than 2 pairs, or a margin that is not a finite number.
@@ -124,22 +160,23 @@ def train_on_pairs(rows: Sequence[Mapping[str, Any]], settings: RewardTraining) 
     if len(rows) < 2:
         raise DataError(f"{len(rows)} preference pairs: at least 2 are needed, one of them to measure on")
     judge = _model(settings)
+    judge.model.config.reward_scale = None  # that of a distilled model: pairs have no units
     encoded = []
     for place, row in enumerate(rows):
         margin = row.get("margin") or 0.0
         if not isinstance(margin, (int, float)) or not math.isfinite(margin):
             raise DataError(f"row {place}: margin is {margin!r}; it must be a finite number")
-        sides = [judge.encode(row["prompt"], row[name])["input_ids"] for name in ("chosen", "rejected")]
-        encoded.append({"chosen": sides[0], "rejected": sides[1], "margin": float(margin)})
+        sides = {name: judge.encode(row["prompt"], row[name]) for name in ("chosen", "rejected")}
+        encoded.append(sides | {"label": float(margin)})
 
-    def measure(held: Sequence[int]) -> dict[str, float]:
-        prompts = [rows[at]["prompt"] for at in held]
-        good = judge(prompts, [rows[at]["chosen"] for at in held])
-        bad = judge(prompts, [rows[at]["rejected"] for at in held])
-        leads = [one - other for one, other in zip(good, bad, strict=True)]
-        return {"accuracy": sum(lead > 0 for lead in leads) / len(leads), "margin": math.fsum(leads) / len(leads)}
+    def measure(held: Sequence[int]) -> HeldPairs:
+        return HeldPairs(judge, [rows[at] for at in held], settings.centering)
 
-    return _fit(settings, judge, encoded, PairTrainer, measure)
+    losses = partial(pair_losses, centering=settings.centering)
+    keys = [json.dumps(row["prompt"], default=str) for row in rows]
+    written = yaml.safe_dump({"reward_pairs": {"pairs": source} | _plain(settings)}, sort_keys=False)
+    data = (source or "pairs", [[row.get(name) for name in ("prompt", "chosen", "rejected", "margin")] for row in rows])
+    return _train(settings, judge, _Task(encoded, keys, losses, measure, written, data))
 
 
 def label_texts(config: RewardModelTrainingConfig) -> tuple[list[str], list[float]]:
@@ -155,57 +192,6 @@ def label_texts(config: RewardModelTrainingConfig) -> tuple[list[str], list[floa
         if not math.isfinite(label):
             raise RewardError(f"the label of {text[:80]!r} is {label}: labels must be finite")
     return [text for text, _ in kept], [label for _, label in kept]
-
-
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Spearman's: Pearson correlation of the ranks, ties at their mean rank. NaN when either side is constant."""
-    x, y = (torch.tensor(_ranks(values), dtype=torch.float64) for values in (one, other))
-    x, y = x - x.mean(), y - y.mean()
-    scale = (x.square().sum() * y.square().sum()).sqrt()
-    return float((x * y).sum() / scale) if scale > 0 else math.nan
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    ordered = sorted(values)
-    first = {value: at for at, value in reversed(list(enumerate(ordered)))}
-    return [first[value] + (ordered.count(value) - 1) / 2 for value in values]
-
-
-# Trainers ---------------------------------------------------------------------------------------------------------------
-
-
-class RegressionTrainer(Trainer):
-    """Mean squared error of one score per text [B] against its standardised label [B]."""
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        labels = inputs.pop("labels")
-        scores = model(**inputs).logits.float()[:, 0]
-        loss = functional.mse_loss(scores, labels)
-        return (loss, {"scores": scores}) if return_outputs else loss
-
-
-class PairTrainer(Trainer):
-    """Bradley-Terry loss; chosen [B, T] and rejected [B, T] go through the model as one batch [2B, T]."""
-
-    centering = 0.0
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        margin = inputs.pop("margin")
-        good, bad = model(**inputs).logits.float()[:, 0].chunk(2)
-        loss = pair_loss(good, bad, margin, self.centering)
-        return (loss, {"chosen": good, "rejected": bad}) if return_outputs else loss
-
-
-def pair_loss(
-    good: torch.Tensor, bad: torch.Tensor, margin: torch.Tensor | float = 0.0, centering: float = 0.0
-) -> torch.Tensor:
-    """Mean of -log sigmoid(good - bad - margin) + centering (good + bad)^2 over a batch [B]."""
-    loss = -functional.logsigmoid(good - bad - margin).mean()
-    return loss + centering * (good + bad).square().mean() if centering else loss
 
 
 # What both share --------------------------------------------------------------------------------------------------------
@@ -239,28 +225,49 @@ def _model(settings: RewardTraining) -> RewardModel:
     return judge
 
 
-def _fit(settings: RewardTraining, judge: RewardModel, rows: list[Any], trainer_class: Any, measure: Any) -> Trained:
-    """Train on all rows but those held out, measure, and write the model."""
-    order = list(range(len(rows)))
-    random.Random(settings.seed).shuffle(order)
-    count = min(len(rows) - 1, max(1 if len(rows) < 30 else 3, round(settings.held_out * len(rows))))
-    held, kept = sorted(order[:count]), sorted(order[count:])
-    with recording(
-        settings.output_dir, title="reward model", resume=_resume(settings), overwrite=settings.overwrite
-    ) as (run, recorder):  # fmt: skip
-        run.write_json("provenance.json", provenance.collect(seeds={"seed": settings.seed}))
-        trainer = trainer_class(
-            judge.model, _arguments(settings, run.checkpoints), train_dataset=[rows[at] for at in kept],
-            data_collator=Collator(judge.tokenizer), processing_class=judge.tokenizer,
+def hold_out(keys: Sequence[Hashable], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """(places to train on, places held out). Rows of one key stay together where there are at least 10 keys."""
+    if len(set(keys)) < LEAST_TEXTS:
+        keys = range(len(keys))
+    wanted = min(len(keys) - 1, max(1 if len(keys) < 30 else 3, round(share * len(keys))))
+    order = list(dict.fromkeys(keys))
+    random.Random(seed).shuffle(order)
+    members: dict[Hashable, list[int]] = {key: [] for key in order}
+    for place, key in enumerate(keys):
+        members[key].append(place)
+    held: list[int] = []
+    for key in order[:-1]:
+        if len(held) >= wanted:
+            break
+        held += members[key]
+    return sorted(set(range(len(keys))) - set(held)), sorted(held)
+
+
+def _train(settings: RewardTraining, judge: RewardModel, task: _Task) -> Trained:
+    """Train on all rows but those held out, measure these, and write the model."""
+    names = task.measure([]).names
+    if settings.best_metric not in (None, *names):
+        raise ConfigError(f"best_metric: {settings.best_metric} is not measured; choose of {', '.join(names)}, or none")
+    kept, held = hold_out(task.keys, settings.held_out, settings.seed)
+    directory = RunDirectory(settings.output_dir)
+    checkpoint = directory.latest_checkpoint() if settings.resume else None
+    resume = (checkpoint or 0) if settings.resume else None
+    with recording(settings.output_dir, title="reward model", resume=resume, overwrite=settings.overwrite) as (run, recorder):  # fmt: skip
+        run.write_text("config.yaml", task.config)
+        run.write_json("provenance.json", _provenance(settings, task, kept, held))
+        measure = task.measure(held)
+        trainer = RewardTrainer(
+            judge.model, _arguments(settings, run.checkpoints), row_losses=task.losses, measure=measure,
+            train_dataset=[task.rows[at] for at in kept], eval_dataset=[task.rows[at] for at in held],
+            data_collator=RewardCollator(judge.tokenizer), processing_class=judge.tokenizer,
+            callbacks=[EvaluatesLast()],
         )  # fmt: skip
-        trainer.model_accepts_loss_kwargs = False  # our losses are means, so the Trainer divides by the accumulation
-        trainer.centering = settings.centering
         attach_recorder(trainer, recorder, run)
-        trainer.train(
-            resume_from_checkpoint=str(run.latest_checkpoint()) if settings.resume and run.latest_checkpoint() else None
-        )
+        fit(trainer, checkpoint)
         judge.model.eval()
-        metrics = measure(held)
+        metrics = measure()
+        if settings.best_metric is not None:
+            recorder.note(f"kept the weights of step {trainer.state.best_global_step}, the best by {settings.best_metric} on the rows held out")  # fmt: skip
         recorder.section(
             "table", "Held-out rows", {"columns": ["metric", "value"], "rows": [list(item) for item in metrics.items()]}
         )
@@ -270,36 +277,42 @@ def _fit(settings: RewardTraining, judge: RewardModel, rows: list[Any], trainer_
     return Trained(run.model, judge, metrics | {"held_out_rows": len(held)})
 
 
-def _resume(settings: RewardTraining) -> Path | int | None:
-    from aligntune.reporting import RunDirectory
-
-    return (RunDirectory(settings.output_dir).latest_checkpoint() or 0) if settings.resume else None
-
-
 def _arguments(settings: RewardTraining, checkpoints: Path) -> TrainingArguments:
     compute = resolve_precision(settings.precision).compute
+    strategy, best = "epoch" if settings.eval_interval is None else "steps", settings.best_metric
     return TrainingArguments(
         output_dir=str(checkpoints), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
         per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=settings.gradient_accumulation_steps,
         seed=settings.seed, data_seed=settings.seed, bf16=compute is torch.bfloat16, fp16=compute is torch.float16,
         use_cpu=device().type == "cpu", report_to="none", disable_tqdm=True, log_level="error", logging_steps=1,
-        logging_nan_inf_filter=False, save_strategy="epoch", save_total_limit=1, remove_unused_columns=False,
-        dataloader_pin_memory=device().type == "cuda",
+        logging_nan_inf_filter=False, remove_unused_columns=False, dataloader_pin_memory=device().type == "cuda",
+        eval_strategy=strategy, eval_steps=settings.eval_interval, eval_on_start=True,
+        save_strategy=strategy, save_steps=settings.eval_interval or 500, save_total_limit=1,
+        load_best_model_at_end=best is not None, metric_for_best_model=best,
+        greater_is_better=None if best is None else best not in FALLING,
     )  # fmt: skip
 
 
-class Collator:
-    """Rows of texts -> [B, T] and labels [B]; rows of pairs -> [2B, T], all chosen before all rejected, and margin [B]."""
+# What the run's folder says ---------------------------------------------------------------------------------------------
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        if "chosen" in rows[0]:
-            sides = [{"input_ids": row[name]} for name in ("chosen", "rejected") for row in rows]
-            return self._pad(sides) | {"margin": torch.tensor([row["margin"] for row in rows])}
-        texts = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
-        return self._pad(texts) | {"labels": torch.tensor([row["labels"] for row in rows])}
+def _provenance(settings: RewardTraining, task: _Task, kept: list[int], held: list[int]) -> dict[str, Any]:
+    name, rows = task.data
+    data = [
+        {"role": role, "name": name, "rows": len(places), "fingerprint": fingerprint([rows[at] for at in places])}
+        for role, places in (("train", kept), ("eval", held))
+    ]
+    precision = resolve_precision(settings.precision).name
+    return provenance.collect(seeds={"seed": settings.seed}, data=data, backend="native", precision=precision)
 
-    def _pad(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return dict(self.tokenizer.pad(rows, padding=True, padding_side="right", return_tensors="pt"))
+
+def _plain(settings: RewardTraining) -> dict[str, Any]:
+    """The settings as plain data; how a session starts (`resume`, `overwrite`) is no property of the run."""
+    plain = asdict(settings) | {"precision": settings.precision.value}
+    return {name: value for name, value in plain.items() if name not in ("resume", "overwrite")}
+
+
+def _rest(settings: RewardTraining) -> str:
+    """The settings that `reward_training` does not have."""
+    names = ("held_out", "best_metric", "precision", "seed")
+    return "trained with " + ", ".join(f"{name}={_plain(settings)[name]}" for name in names)

@@ -14,20 +14,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerState
-
 from aligntune.config.dump import origin_rows, to_yaml
 from aligntune.config.resolve import Resolved
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.data import load_rows, mix, rows_fingerprint
 from aligntune.errors import ConfigError
 from aligntune.models.precision import Precision, resolve_precision
-from aligntune.models.save import load_weights, push_folder, save_model
+from aligntune.models.save import push_folder, save_model
 from aligntune.reporting import Recorder, RunDirectory, provenance, recording
 from aligntune.trainers.callbacks import attach_recorder
-from aligntune.trainers.parallel import check_checkpoint, full_state, wait_for_all
+from aligntune.trainers.parallel import full_state, wait_for_all
 from aligntune.trainers.quiet import quiet_libraries
 from aligntune.trainers.ranks import is_main_process, rank, world_size
+from aligntune.trainers.resuming import fit
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +223,7 @@ class Session(ABC):
             self.before()
         trainer = self.trainer = self.build_trainer()
         attach_recorder(trainer, self.recorder, self.directory if is_main_process() else None)
-        self._fit(trainer, checkpoint)
+        fit(trainer, checkpoint)
         self.metrics = self.final_metrics(trainer)
         self.after()
         state = full_state(trainer)
@@ -236,17 +235,6 @@ class Session(ABC):
     def write_model(self, folder: Path, state: Any = None, *, merge: bool = False) -> None:
         """Write the model to `folder`, on this process alone; `state`: the gathered weights of a sharded model."""
         save_model(self.model, self.tokenizer, folder, merge=merge, card=self._card(), state=state)
-
-    def _fit(self, trainer: Any, checkpoint: Path | None) -> None:
-        """Train from the start or a checkpoint; one that already has all steps is only read (a Trainer would add a step)."""
-        state = None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if checkpoint is not None and state is not None and 0 < state.max_steps <= state.global_step:
-            load_weights(trainer.model, Path(state.best_model_checkpoint or checkpoint))
-            trainer.state = state
-        else:
-            if checkpoint is not None:
-                check_checkpoint(trainer, checkpoint)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
 
     def final_metrics(self, trainer: Any) -> dict[str, float]:
         """The metrics of the weights that are saved: their evaluation, and the last training loss.

@@ -17,15 +17,10 @@ from aligntune.config.enums import PrecisionType
 from aligntune.config.rewards import RewardModelSourceConfig, RewardModelTrainingConfig
 from aligntune.errors import ConfigError, DataError, ModelError, RewardError
 from aligntune.rewards.model import load
-from aligntune.trainers.reward_model import (
-    RewardTraining,
-    label_texts,
-    pair_loss,
-    rank_correlation,
-    train_on_pairs,
-    train_on_texts,
-)
+from aligntune.trainers.reward_held_out import rank_correlation
+from aligntune.trainers.reward_model import RewardTraining, label_texts, train_on_pairs, train_on_texts
 from aligntune.trainers.reward_source import reward_model_of
+from aligntune.trainers.reward_trainer import pair_losses
 
 _RNG = random.Random(0)
 TEXTS = [" ".join(_RNG.choice(["cat", "dog", "sun"]) for _ in range(_RNG.randint(1, 12))) for _ in range(100)]
@@ -81,11 +76,12 @@ def test_pairs_are_told_apart_and_the_model_comes_back(tmp_path: Path, lora: Lor
         train_on_pairs(pairs(10), settings)
 
 
-def test_pair_loss_by_hand() -> None:
-    good, bad = torch.tensor([1.0]), torch.tensor([0.0])
-    assert float(pair_loss(good, bad)) == pytest.approx(math.log(1 + math.exp(-1)))
-    assert float(pair_loss(good, bad, 1.0)) == pytest.approx(math.log(2))
-    assert float(pair_loss(good, bad, 1.0, centering=0.5)) == pytest.approx(math.log(2) + 0.5)
+def test_pair_losses_by_hand() -> None:
+    scores = torch.tensor([1.0, 3.0, 0.0, 3.0])  # two chosen, then two rejected
+    assert pair_losses(scores, torch.zeros(2)).tolist() == pytest.approx([math.log(1 + math.exp(-1)), math.log(2)])
+    margins = torch.tensor([1.0, 0.0])
+    assert pair_losses(scores, margins).tolist() == pytest.approx([math.log(2), math.log(2)])
+    assert pair_losses(scores, margins, centering=0.5).tolist() == pytest.approx([math.log(2) + 0.5, math.log(2) + 18])
 
 
 def test_rank_correlation_with_ties() -> None:

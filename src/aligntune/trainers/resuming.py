@@ -1,0 +1,23 @@
+"""How does a trainer start: from nothing, from a checkpoint, or from a run that was already through?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerState
+
+from aligntune.models.save import load_weights
+from aligntune.trainers.parallel import check_checkpoint
+
+
+def fit(trainer: Any, checkpoint: Path | None) -> None:
+    """Train from the start or a checkpoint; one that already has all steps is only read (a Trainer would add a step)."""
+    state = None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if checkpoint is not None and state is not None and 0 < state.max_steps <= state.global_step:
+        load_weights(trainer.model, Path(state.best_model_checkpoint or checkpoint))
+        trainer.state = state
+        return
+    if checkpoint is not None:
+        check_checkpoint(trainer, checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)

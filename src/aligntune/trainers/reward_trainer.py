@@ -1,0 +1,92 @@
+"""How does a reward model learn and how is it measured while it does? One loss per row, summed over the optimiser batch.
+
+Losses are divided by the rows of the whole optimiser batch, so that a step of 8 rows is the same step however it is cut:
+2 x 4, or 5 and a last short micro-batch of 3. An evaluation is the model scoring the rows held out, as it will score later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+RowLosses = Callable[[Tensor, Tensor], Tensor]
+"""(scores [B] or [2B], labels [B]) -> losses [B]."""
+
+
+def text_losses(scores: Tensor, labels: Tensor) -> Tensor:
+    """Squared error of the scores [B] against standardised labels [B]."""
+    return (scores - labels).square()
+
+
+def pair_losses(scores: Tensor, margins: Tensor, centering: float = 0.0) -> Tensor:
+    """-log sigmoid(chosen - rejected - margin) + centering (chosen + rejected)^2 for each of B pairs.
+
+    `scores` [2B]: all chosen before all rejected. Bradley-Terry: arXiv 2203.02155 eq. 1; margins: 2307.09288 eq. 2;
+    centering, which holds scores near zero: 2312.09244.
+    """
+    chosen, rejected = scores.chunk(2)
+    losses = -torch.nn.functional.logsigmoid(chosen - rejected - margins)
+    return losses + centering * (chosen + rejected).square() if centering else losses
+
+
+class RewardTrainer(Trainer):
+    """`row_losses` is the loss of each row; `measure` gives the metrics of the rows held out, without `eval_`."""
+
+    def __init__(
+        self, *args: Any, row_losses: RowLosses, measure: Callable[[], dict[str, float]], **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.row_losses, self.measure = row_losses, measure
+        self.model_accepts_loss_kwargs = True  # else the Trainer divides once more, by the number of micro-batches
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of an optimiser step, and how many rows they have together."""
+        batches = list(islice(epoch_iterator, num_batches))
+        return batches, sum(len(batch["labels"]) for batch in batches)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: int | None = None
+    ) -> Any:
+        labels = inputs["labels"]
+        read = {name: value for name, value in inputs.items() if name != "labels"}
+        scores = model(**read).logits.float()[:, 0]
+        loss = self.row_losses(scores, labels).sum() / (num_items_in_batch or len(labels))
+        return (loss, {"scores": scores}) if return_outputs else loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Score the rows held out, log the metrics and return them."""
+        was_training = self.model.training
+        self.model.eval()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.measure().items()}
+        self.model.train(was_training)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class EvaluatesLast(TrainerCallback):
+    """An evaluation after the last step, wherever the interval falls: the final weights may be the best."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps and args.eval_strategy == "steps":
+            control.should_evaluate = True
+
+
+class RewardCollator:
+    """Texts -> [B, T]; pairs -> [2B, T], all chosen before all rejected. `labels` [B]: the label, or the pair's margin."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        sides = ("chosen", "rejected") if "chosen" in rows[0] else ("text",)
+        texts = [row[side] for side in sides for row in rows]
+        batch = dict(self.tokenizer.pad(texts, padding=True, padding_side="right", return_tensors="pt"))
+        return batch | {"labels": torch.tensor([row["label"] for row in rows])}
