@@ -10,10 +10,17 @@ import pytest
 
 import tiny
 
+ONLINE = {
+    "grpo": {"num_generations": 2},
+    "dapo": {"num_generations": 2, "max_resample_batches": 3},
+    "ppo": {"whiten_rewards": True, "num_ppo_epochs": 2, "max_steps": 5},  # three rollouts, two of them seen twice
+}
+"""Settings of each online algorithm beside the common ones."""
+
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, 24 chats to train on and 7 to evaluate on (7 does not divide by the batch)."""
+    """A model, 24 chats to train on and 7 to evaluate on (7 does not divide by the batch), pairs and prompts."""
     folder = tmp_path_factory.mktemp("parts")
     tiny.write_model(folder / "model")
     tiny.write_rows(folder / "rows.jsonl", tiny.chats(24))
@@ -28,11 +35,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def rl_config(parts: Path) -> Callable[..., dict[str, Any]]:
-    """`rl_config(algorithm, output_dir, world, backend)`: four pairs or completions a step, over all processes."""
+    """`rl_config(algorithm, output_dir, world, backend, **changes of train)`: four pairs or completions a step, over all
+    processes."""
 
-    def make(algorithm: str, output: Path, world: int = 1, backend: str = "native") -> dict[str, Any]:
+    def make(algorithm: str, output: Path, world: int = 1, backend: str = "native", **changes: Any) -> dict[str, Any]:
         rows = "pairs.jsonl" if algorithm == "dpo" else "prompts.jsonl"
         train: dict[str, Any] = {
             "per_device_batch_size": 4 // world, "max_steps": 3, "learning_rate": 1e-3, "lr_scheduler": "constant",
@@ -43,28 +51,25 @@ def rl_config(parts: Path) -> Callable[..., dict[str, Any]]:
             "model": {"name_or_path": str(parts / "model"), "precision": "fp32", "max_seq_length": 128, "use_peft": False},
             "logging": {"output_dir": str(output), "loggers": "none"},
         }  # fmt: skip
-        if algorithm == "grpo":
-            train |= {
-                "num_generations": 2,
-                "max_completion_length": 12,
-                "max_prompt_length": 64,
-                "temperature": 1.0,
-                "top_p": 1.0,
-            }
+        if algorithm in ONLINE:
+            train |= {"max_completion_length": 12, "max_prompt_length": 64, "temperature": 1.0, "top_p": 1.0}
+            train |= ONLINE[algorithm]
             config["rewards"] = [{"type": "length"}]
-        return config | {"train": train}
+        return config | {"train": train | changes}
 
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sft_config(parts: Path) -> Callable[..., dict[str, Any]]:
-    """`sft_config(output_dir, world, **changes of train)`: four rows a step, over all processes."""
+    """`sft_config(output_dir, world, backend, model={..}, **changes of train)`: four rows a step, over all processes."""
 
-    def make(output: Path, world: int = 1, backend: str = "native", **train: Any) -> dict[str, Any]:
+    def make(
+        output: Path, world: int = 1, backend: str = "native", model: dict[str, Any] | None = None, **train: Any
+    ) -> dict[str, Any]:
         return {
             "algorithm": "sft", "backend": backend, "fallback": False,
-            "model": {"name_or_path": str(parts / "model"), "precision": "fp32", "max_seq_length": 128},
+            "model": {"name_or_path": str(parts / "model"), "precision": "fp32", "max_seq_length": 128} | (model or {}),
             "dataset": {"name": str(parts / "rows.jsonl")},
             "eval_dataset": {"name": str(parts / "held_out.jsonl")},
             "train": {

@@ -1,6 +1,8 @@
-"""Runs configs in the processes of a small gloo group: python ranks.py WORLD CASES.json (one process per rank).
+"""Runs configs in the processes of a small gloo group: python ranks.py PHASES.json (one process per rank).
 
-CASES.json: a list of {"config": .., "sharded": bool, "train": {..arguments of Session.train}}. The parent starts WORLD copies of itself.
+Starting a process costs more than a tiny run, so that one start serves many runs, in phases:
+{"world": 1 or more, "sharded": bool, "cases": [{"config": .., "train": {..arguments of Session.train}}], "port": ..}.
+A phase of one unsharded process deals its cases to the ranks, which run them side by side, each as a run of its own.
 """
 
 from __future__ import annotations
@@ -11,43 +13,84 @@ import random
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
+OWN_FILES = ("rng_state", "rollouts.pt")
+"""What every rank writes into a checkpoint, under names of its own."""
+GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher tells a process of its group."""
 
-def run_cases(cases: list[dict[str, Any]], folder: Path, world: int = 2, timeout: float = 240) -> list[str]:
-    """Run the cases one after another in `world` processes; returns their outputs. Fails with the first rank's output."""
-    file = folder / f"cases-{world}.json"
-    file.write_text(json.dumps(cases))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+
+def only_some(prompt: Any, completion: str) -> float:
+    """A reward that is the same for every completion of two thirds of the prompts."""
+    number = int(str(prompt).split()[1])
+    return float(len(completion)) if number % 3 == 0 else 0.0
+
+
+def run_phases(phases: list[dict[str, Any]], folder: Path, ranks: int = 2, timeout: float = 300) -> list[str]:
+    """Run the phases one after another in `ranks` processes; returns their outputs. Fails with that of the first that failed."""
+    file = folder / "phases.json"
+    file.write_text(json.dumps([phase | {"port": _free_port()} for phase in phases]))
+    outputs = [folder / f"rank-{rank}.txt" for rank in range(ranks)]
     started = []
-    for rank in range(world):
+    for rank, output in enumerate(outputs):
         env = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": os.pathsep.join(sys.path),
         }  # fmt: skip
-        command = [sys.executable, __file__, str(file)]
-        started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    outputs = [process.communicate(timeout=timeout)[0] for process in started]
+        command = [sys.executable, __file__, str(file), str(rank), str(ranks)]
+        with output.open("w") as into:
+            started.append(subprocess.Popen(command, env=env, stdout=into, stderr=subprocess.STDOUT))
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        codes = [process.poll() for process in started]
+        if None not in codes or any(codes):
+            break
+        time.sleep(0.1)
+    late = [process for process in started if process.poll() is None]
+    for process in late:
+        process.kill()
+        process.wait()
     for process, output in zip(started, outputs):
-        assert process.returncode == 0, output[-6000:]
-    return outputs
+        assert process.returncode == 0 or process in late, output.read_text()[-6000:]
+    assert not late, "\n".join(output.read_text()[-3000:] for output in outputs)
+    return [output.read_text() for output in outputs]
 
 
-def _shard_on_cpu() -> None:
-    """accelerate shards on accelerators only: tell it that this CPU group is one."""
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _enter(phase: dict[str, Any], rank: int) -> None:
+    """Make this process rank `rank` of a group as `phase` has it, whatever it was before."""
     import torch
-    from accelerate import PartialState
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._prepare_backend = PREPARE
+    for name in [name for name in os.environ if "FSDP" in name or name in (*GROUP, "ACCELERATE_TORCH_DEVICE")]:
+        del os.environ[name]
+    world = phase["world"]
+    if world > 1 or phase["sharded"]:
+        values = (rank, rank, world, world, "127.0.0.1", phase["port"])
+        os.environ |= {name: str(value) for name, value in zip(GROUP, values)}
+    if not phase["sharded"]:
+        return
+    # accelerate shards on accelerators only: tell it that this CPU group is one.
     from accelerate.utils import DistributedType
 
-    torch.distributed.init_process_group("gloo")
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    torch.distributed.init_process_group("gloo")
     os.environ |= {
+        "ACCELERATE_TORCH_DEVICE": "cpu",
         "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
         "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_RESHARD_AFTER_FORWARD": "true",
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
@@ -89,28 +132,54 @@ def _same_completions_on_any_rank() -> None:
     online.select_engine = lambda model, *args, **kwargs: (Told(model), "the same on any rank")
 
 
-def main() -> None:
+def _report_writes(rank: int, outputs: list[str]) -> None:
+    """Print which files of a run a rank other than the first writes, beside its own part of a checkpoint."""
+    known = set()
+
+    def heard(event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "open" or os.environ.get("RANK", "0") == "0" or not isinstance(arguments[0], (str, os.PathLike)):
+            return
+        path, writes = os.fspath(arguments[0]), any(letter in str(arguments[1] or "") for letter in "wax+")
+        mine = any(name in os.path.basename(path) for name in OWN_FILES)
+        if writes and not mine and path not in known and any(path.startswith(output) for output in outputs):
+            known.add(path)
+            sys.stdout.write(f"rank {rank} wrote {path}\n")
+
+    sys.addaudithook(heard)
+
+
+def main(file: str, rank: int, ranks: int) -> None:
     import torch
 
     torch.set_num_threads(1)
     from aligntune.api import create_trainer
 
-    cases = json.loads(Path(sys.argv[1]).read_text())
-    if any(case.get("sharded") for case in cases):
-        _shard_on_cpu()
-    if any(case["config"]["algorithm"] == "grpo" for case in cases):
-        _same_completions_on_any_rank()
-    for case in cases:
-        session = create_trainer(case["config"])
-        session.train(**case.get("train", {}))
-        print(f"done {case['config']['logging']['output_dir']}", flush=True)
+    phases = json.loads(Path(file).read_text())
+    _same_completions_on_any_rank()
+    _report_writes(rank, [case["config"]["logging"]["output_dir"] for phase in phases for case in phase["cases"]])
+    for phase in phases:
+        cases, alone = phase["cases"], phase["world"] == 1
+        if alone and not phase["sharded"]:
+            cases = cases[rank::ranks]
+        elif rank >= phase["world"]:
+            continue
+        _enter(phase, 0 if alone else rank)
+        for case in cases:
+            begin = time.monotonic()
+            session = create_trainer(case["config"])
+            session.train(**case.get("train", {}))
+            print(f"done {case['config']['logging']['output_dir']} {time.monotonic() - begin:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
     try:
-        main()
+        from accelerate.state import PartialState
+
+        PREPARE = PartialState._prepare_backend
+        main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
     except BaseException:
         traceback.print_exc()
+        sys.stdout.flush()
         os._exit(1)
     sys.stdout.flush()
     os._exit(0)

@@ -6,11 +6,10 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -18,10 +17,11 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from aligntune.api import create_trainer
+from aligntune.backends.launch import session as launch_session
+from aligntune.backends.launch.job import Job
 from aligntune.backends.launch.plan import LaunchPlan, launch_plan
-from aligntune.backends.launch.supervise import search_path
 from aligntune.config.resolve import resolve
-from aligntune.errors import ConfigError
+from aligntune.errors import BackendError, ConfigError
 
 TWO = {"launcher": "torchrun", "num_processes": 2}
 
@@ -38,34 +38,6 @@ def test_two_processes_by_torchrun(sft_config: Callable[..., dict[str, Any]], tm
     assert trainer.evaluate()["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-4)  # the saved model, here
     assert len(trainer.predict(["say red"])) == 1
     assert (trainer.save_model(tmp_path / "copy") / "model.safetensors").exists()
-    with pytest.raises(ConfigError, match="already holds a run"):  # an error of the main rank, as its own class
-        create_trainer(config).train()
-
-
-@pytest.fixture
-def started(sft_config: Callable[..., dict[str, Any]], tmp_path: Path) -> Any:
-    """A long run of two processes, started in the background from a parent of its own, with its ranks' pids."""
-    config = sft_config(tmp_path / "run", 2, max_steps=100_000)
-    config["logging"] |= {"eval_strategy": "no", "save_strategy": "no"}
-    file = tmp_path / "run.json"
-    file.write_text(json.dumps(config | {"launch": TWO}))
-    code = (
-        "import json, sys\nfrom aligntune.api import create_trainer\nfrom aligntune.errors import AlignTuneError\n"
-        "try:\n    create_trainer(json.load(open(sys.argv[1]))).train()\n"
-        "except AlignTuneError as error:\n    print('SAID', type(error).__name__, error)\n"
-        "except KeyboardInterrupt:\n    print('INTERRUPTED')\n"
-    )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"PYTHONPATH": search_path()},
-    )  # fmt: skip
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    end = time.monotonic() + 60
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < end and parent.poll() is None:
-        time.sleep(0.1)
-    yield parent, _ranks(tmp_path / "run" / "launch" / "job.json")
-    parent.kill()
-    parent.wait()
 
 
 def _ranks(job: Path) -> list[int]:
@@ -82,25 +54,73 @@ def _ranks(job: Path) -> list[int]:
     return sorted(found)
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the ranks in /proc")
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
-def test_a_dead_rank_or_ctrl_c_stops_all(started: Any, tmp_path: Path, end: signal.Signals) -> None:
-    parent, ranks = started
-    assert len(ranks) == 2, parent.communicate(timeout=30)[0] if parent.poll() is not None else ranks
-    begin = time.monotonic()
-    if end is signal.SIGKILL:
-        os.kill(ranks[1], signal.SIGKILL)
-    else:
-        parent.send_signal(signal.SIGINT)
-    output, _ = parent.communicate(timeout=30)
-    assert time.monotonic() - begin < 30
-    assert _ranks(tmp_path / "run" / "launch" / "job.json") == []
-    if end is signal.SIGKILL:
-        assert "SAID BackendError" in output
-        assert "Signal 9" in output
-    else:
-        assert "INTERRUPTED" in output
-        assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "interrupted"
+@pytest.fixture
+def train_instead(
+    sft_config: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Any]:
+    """`train_instead(code)` starts two processes as any run, by torchrun and our worker, whose training is this code."""
+
+    def start(code: str) -> None:
+        (tmp_path / "worker.py").write_text(
+            "import os, signal, sys, time\nfrom pathlib import Path\nimport torch\nfrom torch import distributed\n"
+            "from aligntune.backends.launch import worker\nfrom aligntune.reporting import recording\n"
+            "def train(job, backend=None):\n    distributed.init_process_group('gloo')\n    rank = distributed.get_rank()\n"
+            f"    with recording(job.folder.parent, rank=rank, loggers='none'):\n        {code}\n"
+            "worker.train = train\nraise SystemExit(worker.main())\n"
+        )
+
+        def plan_of_it(run: Any, worker: list[str], folder: Path, *, gpus: int) -> LaunchPlan:
+            return launch_plan(run, [str(tmp_path / "worker.py"), worker[-1]], folder, gpus=gpus)
+
+        monkeypatch.setattr(launch_session, "launch_plan", plan_of_it)
+        try:
+            create_trainer(sft_config(tmp_path / "run", 2) | {"launch": TWO}).train()
+        finally:
+            if Path("/proc").is_dir():
+                assert _ranks(tmp_path / "run" / "launch" / "job.json") == []
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        ("raise OverflowError('a loss of 1e99')", r"(?s)rank 1 failed with OverflowError: a loss.*line \d+, in train"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "Signal 9"),
+    ],
+    ids=["raises", "is killed"],
+)
+def test_a_rank_that_fails_stops_the_others(train_instead: Callable[[str], Any], end: str, message: str) -> None:
+    """The first rank waits in a collective for the second, which ends."""
+    with pytest.raises(BackendError, match=message):
+        train_instead(
+            f"distributed.barrier()\n        if rank == 1: {end}\n        distributed.all_reduce(torch.ones(1))"
+        )
+
+
+def test_ctrl_c_stops_all(train_instead: Callable[[str], Any], tmp_path: Path) -> None:
+    def interrupt() -> None:
+        end = time.monotonic() + 120
+        while not (tmp_path / "waits").exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        train_instead(
+            f"distributed.barrier()\n        Path({str(tmp_path / 'waits')!r}).touch()\n        time.sleep(600)"
+        )
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "interrupted"
+
+
+def test_the_first_error_is_raised_as_its_own_class(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    assert job.first_error() is None
+    job.write_error(1, ConfigError("train.seed: not that one"))
+    job.write_error(0, RuntimeError("the other one is gone"))
+    error = job.first_error()
+    assert type(error) is ConfigError
+    assert str(error) == "train.seed: not that one"
 
 
 def test_a_port_in_use(sft_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Two processes do what one does: the same losses, evaluations and weights, files from one of them, and resume."""
+"""Two processes do what one does: the same losses, evaluations and weights, files from one of them, and resume.
+
+All runs take place in one start of two processes (`ranks.py`); the tests read what they left behind.
+"""
 
 from __future__ import annotations
 
@@ -8,76 +11,150 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 import torch
-from ranks import run_cases
+from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aligntune.api import create_trainer
+from aligntune.errors import ConfigError
+from aligntune.models.use import export
 
 EXACT = {"rel": 1e-5, "abs": 1e-5}
+SFT = ["sft-native", "sft-trl", "sft_lora-native"]
+RL = ["dpo-native", "dpo-trl", "grpo-native", "grpo-trl", "ppo-native", "dapo-native"]
+SHARDED = [*SFT, *(name for name in RL if name != "grpo-trl")]
+"""TRL's GRPO generates with the policy itself, whose shards our told completions do not gather."""
+EVERY = [*((name, "ddp") for name in [*SFT, *RL]), *((name, "fsdp2") for name in SHARDED)]
+LORA = {"peft_enabled": True, "lora_rank": 4, "lora_dropout": 0.0}
+Finished = tuple[Path, list[str]]
 
 
-def losses(folder: Path) -> dict[tuple[int, str], float]:
+@pytest.fixture(scope="module")
+def finished(
+    sft_config: Callable[..., dict[str, Any]], rl_config: Callable[..., dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Finished:  # fmt: skip
+    """The folder with one folder for each run, named NAME-LAYOUT, and what each rank printed."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def config(name: str, layout: str, world: int = 2, **train: Any) -> dict[str, Any]:
+        algorithm, backend = name.split("-")
+        out = folder / f"{name}-{layout}"
+        if algorithm.startswith("sft"):
+            return sft_config(out, world, backend, LORA if algorithm == "sft_lora" else None, **train)
+        return rl_config(algorithm, out, world, backend, **train)
+
+    def resumed(layout: str, of: str, world: int = 2) -> dict[str, Any]:
+        """A run in a folder of its own that goes on from the second step of another."""
+        checkpoint = folder / f"sft-native-{of}" / "checkpoints" / "checkpoint-2"
+        return {"config": config("sft-native", layout, world), "train": {"resume": str(checkpoint)}}
+
+    def phase(world: int, sharded: bool, cases: list[dict[str, Any]]) -> dict[str, Any]:
+        whole = [case if "config" in case else {"config": case} for case in cases]
+        return {"world": world, "sharded": sharded, "cases": whole}
+
+    phases = [
+        phase(1, False, [config(name, "one", 1) for name in [*SFT, *RL]]),
+        phase(2, False, [*(config(name, "ddp") for name in [*SFT, *RL]), resumed("one_then_ddp", "one"),
+                         config("dapo-native", "dropping") | {"rewards": [{"type": f"{ranks.__file__}:only_some"}]}]),
+        phase(2, True, [config(name, "fsdp2") for name in SHARDED]),
+        phase(1, True, [config("sft-native", "fsdp2_alone", 1), resumed("fsdp2_then_alone", "fsdp2", 1)]),
+        phase(2, True, [resumed("fsdp2_alone_then_two", "fsdp2_alone")]),
+    ]  # fmt: skip
+    return folder, ranks.run_phases(phases, folder)
+
+
+def metrics(folder: Path, name: str = "loss") -> dict[tuple[int, str], float]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {(row["step"], row["split"]): row["loss"] for row in rows}
-
-
-def gradients(folder: Path) -> list[float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["grad_norm"] for row in rows if row["split"] == "train"]
+    return {(row["step"], row["split"]): row[name] for row in rows if name in row}
 
 
 def weights(folder: Path) -> dict[str, Any]:
-    return load_file(folder / "model" / "model.safetensors")
+    (file,) = (folder / "model").glob("*.safetensors")
+    return load_file(file)
 
 
-@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
-def test_two_processes_equal_one(sft_config: Callable[..., dict[str, Any]], tmp_path: Path, sharded: bool) -> None:
-    for backend in ("native", "trl"):
-        create_trainer(sft_config(tmp_path / f"{backend}-1", backend=backend)).train()
-    cases = [sft_config(tmp_path / f"{backend}-2", 2, backend) for backend in ("native", "trl")]
-    continued = sft_config(tmp_path / "native-2", 2, max_steps=6)
-    runs = [{"config": case, "sharded": sharded} for case in cases]
-    run_cases([*runs, {"config": continued, "sharded": sharded, "train": {"resume": str(tmp_path / "native-2/checkpoints/checkpoint-2")}}], tmp_path)  # fmt: skip
-
-    for backend in ("native", "trl"):
-        one, two = tmp_path / f"{backend}-1", tmp_path / f"{backend}-2"
-        expected, got = losses(one), losses(two)
-        assert {key: got[key] for key in expected} == pytest.approx(expected, **EXACT)
-        assert (two / "report.html").exists()
-    for name, weight in weights(tmp_path / "trl-1").items():
-        torch.testing.assert_close(weights(tmp_path / "trl-2")[name], weight, rtol=0, atol=1e-4)
-
-    checkpoint = tmp_path / "native-2/checkpoints/checkpoint-4"
-    again = create_trainer(sft_config(tmp_path / "native-2", max_steps=6))
-    if sharded:
-        with pytest.raises(ValueError, match=r"same launch\.strategy"):
-            again.train(resume=str(checkpoint))
-    else:  # one process continues what two began, and ends where the two ended
-        expected = losses(tmp_path / "native-2")
-        again.train(resume=str(checkpoint))
-        assert losses(tmp_path / "native-2") == pytest.approx(expected, **EXACT)
+@pytest.mark.parametrize(("name", "layout"), EVERY, ids=["-".join(pair) for pair in EVERY])
+def test_two_processes_equal_one(finished: Finished, name: str, layout: str) -> None:
+    """Losses, evaluations, gradients and weights at an equal global batch."""
+    one, two = finished[0] / f"{name}-one", finished[0] / f"{name}-{layout}"
+    assert metrics(two) == pytest.approx(metrics(one), **EXACT)
+    norms = metrics(one, "grad_norm")
+    assert metrics(two, "grad_norm") == pytest.approx(norms, rel=1e-4)
+    assert max(norms.values()) > 0.1
+    trained = weights(two)
+    for key, weight in weights(one).items():
+        torch.testing.assert_close(trained[key], weight, rtol=0, atol=1e-4)
+    assert (two / "report.html").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
-def test_alignment_on_two_processes_equals_one(
-    rl_config: Callable[..., dict[str, Any]], tmp_path: Path, sharded: bool
-) -> None:
-    """DPO and GRPO; GRPO's completions are told by their prompt, so that they are the same on any rank."""
-    runs = [("dpo", "native"), ("dpo", "trl"), ("grpo", "native")] + ([] if sharded else [("grpo", "trl")])
-    names = ["-".join(run) for run in runs]
-    for world in (1, 2):
-        cases = [
-            rl_config(algorithm, tmp_path / f"{algorithm}-{backend}-{world}", world, backend)
-            for algorithm, backend in runs
-        ]
-        run_cases([{"config": case, "sharded": sharded and world == 2} for case in cases], tmp_path, world)
-    for name in names:
-        one, two = tmp_path / f"{name}-1", tmp_path / f"{name}-2"
-        assert losses(two) == pytest.approx(losses(one), **EXACT)
-        assert gradients(two) == pytest.approx(gradients(one), rel=1e-4)
-        assert max(gradients(one)) > 0.1
-        trained = weights(two)
-        for key, weight in weights(one).items():
-            torch.testing.assert_close(trained[key], weight, rtol=0, atol=1e-4)
+@pytest.mark.parametrize("name", ["grpo-native", "grpo-trl", "ppo-native", "dapo-native"])
+def test_rewards_are_those_of_all_ranks(finished: Finished, name: str) -> None:
+    """The completions are the same, so are their rewards and lengths, whoever made them."""
+    one, two = finished[0] / f"{name}-one", finished[0] / f"{name}-ddp"
+    for measured in ("reward", "completions/mean_length", "completions/min_length", "completions/max_length"):
+        expected = metrics(one, measured)
+        assert len(set(expected.values())) > 1
+        assert metrics(two, measured) == pytest.approx(expected, **EXACT)
+
+
+def test_dynamic_sampling_draws_in_step(finished: Finished) -> None:
+    """Two thirds of the prompts are dropped, on either rank: both draw again, as often as the one that lacks most."""
+    run = finished[0] / "dapo-native-dropping"
+    assert max(metrics(run, "dynamic_sampling/rounds").values()) > 1
+    assert 0 < min(metrics(run, "dynamic_sampling/kept_share").values()) < 1
+    assert len(metrics(run)) == 3
+
+
+@pytest.mark.parametrize(
+    ("continued", "whole"),
+    [("one_then_ddp", "one"), ("fsdp2_then_alone", "fsdp2"), ("fsdp2_alone_then_two", "fsdp2_alone")],
+)
+def test_another_number_of_processes_continues(finished: Finished, continued: str, whole: str) -> None:
+    """From the second step on, the losses of the run that was not interrupted."""
+    got = metrics(finished[0] / f"sft-native-{continued}")
+    expected = {key: value for key, value in metrics(finished[0] / f"sft-native-{whole}").items() if key[0] > 2}
+    assert {key: got[key] for key in expected} == pytest.approx(expected, **EXACT)
+    assert {step for step, _ in expected} == {3, 4}
+
+
+def test_one_process_continues_what_two_began(finished: Finished, sft_config: Callable[..., dict[str, Any]]) -> None:
+    runs = finished[0]
+    again = create_trainer(sft_config(runs / "sft-native-ddp_then_one"))
+    again.train(resume=str(runs / "sft-native-ddp/checkpoints/checkpoint-2"))
+    expected = {key: value for key, value in metrics(runs / "sft-native-one").items() if key[0] > 2}
+    got = metrics(runs / "sft-native-ddp_then_one")
+    assert {key: got[key] for key in expected} == pytest.approx(expected, **EXACT)
+    with pytest.raises(ConfigError, match=r"same launch\.strategy"):
+        create_trainer(sft_config(runs / "sft-native-refused")).train(
+            resume=str(runs / "sft-native-fsdp2/checkpoints/checkpoint-2")
+        )
+
+
+def test_one_rank_writes(finished: Finished) -> None:
+    """Beside its random state in checkpoints, the second rank opens no file of a run for writing."""
+    _, outputs = finished
+    assert outputs[1].count("done") > 15
+    assert [line for output in outputs for line in output.splitlines() if " wrote " in line] == []
+
+
+@pytest.mark.parametrize("layout", ["one", "ddp", "fsdp2"])
+def test_models_load_in_transformers(finished: Finished, tmp_path: Path, layout: str) -> None:
+    """Whole weights by transformers alone; an adapter by PEFT, and merged by our own export."""
+    runs = finished[0]
+    ids = AutoTokenizer.from_pretrained(runs / f"sft-native-{layout}" / "model")(
+        "say red", return_tensors="pt"
+    ).input_ids
+    expected = AutoModelForCausalLM.from_pretrained(runs / "sft-native-one" / "model")(ids).logits
+    found = AutoModelForCausalLM.from_pretrained(runs / f"sft-native-{layout}" / "model")(ids).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    adapted = AutoPeftModelForCausalLM.from_pretrained(runs / f"sft_lora-native-{layout}" / "model")
+    with torch.no_grad():
+        logits = adapted(ids).logits
+        with adapted.disable_adapter():
+            assert (adapted(ids).logits - logits).abs().max() > 1e-2
+    export(runs / f"sft_lora-native-{layout}" / "model", tmp_path / "merged", dtype="fp32")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids)
+    torch.testing.assert_close(merged.logits, logits, rtol=0, atol=1e-4)

@@ -7,7 +7,8 @@ gradients, or on a shard of the weights. So the computation is run as the module
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -37,6 +38,23 @@ def run_as_forward(module: nn.Module, compute: Callable[..., Any], *args: Any) -
             del inner.forward
         else:
             inner.forward = before
+
+
+@contextmanager
+def entered_below(module: nn.Module, inner: nn.Module) -> Iterator[None]:
+    """For a while `inner` is called, which lies inside `module` (a PEFT model's base, for example).
+
+    FSDP gathers the weights that belong to no layer when the outermost module is called; here that is done by hand, on every
+    process at once.
+    """
+    if inner is module or not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

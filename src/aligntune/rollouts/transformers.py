@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from aligntune.errors import ConfigError
 from aligntune.models.forward import causal_model
+from aligntune.models.wrapped import entered_below
 from aligntune.rollouts.base import Rollouts, SamplingParams, check_prompts, cut_at_stop
 from aligntune.rollouts.sampling import chosen_log_probs, reshaped, tempered
 
@@ -37,7 +38,8 @@ class TransformersEngine:
         rows = [list(prompt) for prompt in prompt_ids for _ in range(params.num_generations)]
         size = self.max_rows or max(1, len(rows))
         result = Rollouts([], [], [], [])
-        with _as_found(self.model, causal), seeded(params.seed, _device(causal)), torch.no_grad():
+        as_found, seed = _as_found(self.model, causal), seeded(params.seed, _device(causal))
+        with as_found, seed, entered_below(self.model, causal), torch.no_grad():
             for start in range(0, len(rows), size):
                 _append(result, *_generate(causal, rows[start : start + size], params), params)
         return result

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from aligntune.models.forward import trunk_hidden
 from aligntune.models.packed import PackedRows
@@ -37,20 +37,36 @@ class Critic(nn.Module):
         return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
 
 
-class CriticGradients(TrainerCallback):
-    """The critic is outside the policy's wrapper: its gradients are averaged over processes, clipped and cleared here."""
+class CriticUpdates(TrainerCallback):
+    """Trains the critic with an optimiser of its own, of the policy's kind and at its learning rate, without weight decay.
 
-    def __init__(self, critic: Critic, world: int) -> None:
-        self.critic, self.world = critic, world
+    The critic is outside the policy's wrapper, so that its gradients are averaged over processes and clipped here; FSDP and
+    DeepSpeed take no optimiser that holds other weights than the model's.
+    """
+
+    def __init__(self, critic: Critic, trainer: Trainer) -> None:
+        self.critic, self.trainer = critic, trainer
+        kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+        own = {name: value for name, value in options.items() if name not in ("params", "model", "optimizer_dict")}
+        trained = [parameter for parameter in critic.parameters() if parameter.requires_grad]
+        self.optimizer = kind([{"params": trained, "weight_decay": 0.0}], **own)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        gradients = [parameter.grad for parameter in self.critic.parameters() if parameter.grad is not None]
-        if self.world > 1:
-            for gradient in gradients:
-                torch.distributed.all_reduce(gradient)
-                gradient /= self.world
+        """Called with the gradients of the whole optimiser batch, right before the policy's own step."""
+        accelerator, scaler = self.trainer.accelerator, self.trainer.accelerator.scaler
+        if accelerator.num_processes > 1:
+            for parameter in self.critic.parameters():
+                if parameter.grad is not None:
+                    torch.distributed.all_reduce(parameter.grad)
+                    parameter.grad /= accelerator.num_processes
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.trainer.optimizer.param_groups[0]["lr"]
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
         if args.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.critic.parameters(), args.max_grad_norm)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.critic.zero_grad()
+        if scaler is not None:
+            scaler.step(self.optimizer)
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad()

@@ -33,7 +33,7 @@ class OnlineState(TrainerCallback):
 
 
 def collect(trainer: OnlineTrainer) -> dict[str, Any]:
-    """The rollout in progress, the place in the prompts, running means of rewards, critic, and a reference that moved."""
+    """The rollout in progress, the place in the prompts, running means of rewards, critic and its optimiser, and a reference that moved."""
     unfinished = trainer.rollout is not None and trainer.done < trainer.plan.steps * trainer.plan.accumulation
     return {
         "phase": trainer.phase,
@@ -44,6 +44,7 @@ def collect(trainer: OnlineTrainer) -> dict[str, Any]:
         "tokens": trainer.tokens,
         "rewards": trainer.sampler.rewards.state_dict(),
         "critic": None if trainer.critic is None else trainer.critic.state_dict(),
+        "critic_optimizer": None if trainer.critic_updates is None else trainer.critic_updates.optimizer.state_dict(),
         "reference": {} if trainer.reference is None else trainer.reference.state_dict(),
     }
 
@@ -65,7 +66,8 @@ def restore(trainer: OnlineTrainer, checkpoint: Path) -> None:
     trainer.tokens = state["tokens"] if whole else 0
     if whole and state["rollout"] is not None:
         trainer.rollout, trainer.done, trainer.order = Rollout(**state["rollout"]), state["done"], state["order"]
-    if trainer.critic is not None:
+    if trainer.critic is not None and trainer.critic_updates is not None:
+        trainer.critic_updates.optimizer.load_state_dict(state["critic_optimizer"])
         trainer.critic.load_state_dict(state["critic"])
     if trainer.reference is not None:
         trainer.reference.load_state_dict(state["reference"])

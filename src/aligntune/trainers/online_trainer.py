@@ -24,7 +24,7 @@ from transformers import Trainer
 
 from aligntune.algorithms.base import AlgorithmSpec, ScoredRollouts
 from aligntune.algorithms.batch import Loss, Normalizers, combine_metrics
-from aligntune.trainers.critic import Critic, CriticGradients
+from aligntune.trainers.critic import Critic, CriticUpdates
 from aligntune.trainers.online_forward import Forward, by_tokens, scatter
 from aligntune.trainers.online_metrics import Meter, of_all_processes, of_all_shares
 from aligntune.trainers.online_plan import Plan
@@ -72,9 +72,11 @@ class OnlineTrainer(AutocastLoss, Trainer):
         self._warned: set[str] = set()
         self._update = (0.0, 0)
         """Seconds and tokens of this phase's updates."""
+        self.critic_updates = None
         if critic is not None:
             critic.to(self.args.device)
-            self.add_callback(CriticGradients(critic, self.accelerator.num_processes))
+            self.critic_updates = CriticUpdates(critic, self)
+            self.add_callback(self.critic_updates)
         if reference is not None and settings.sync_ref_model:
             self.add_callback(
                 SyncReference(reference, model, settings.ref_model_mixup_alpha, settings.ref_model_sync_steps)
@@ -88,13 +90,6 @@ class OnlineTrainer(AutocastLoss, Trainer):
         phases = self.plan.phases(len(self.sampler.stream), self.args.world_size)
         items = range(phases * self.plan.steps * self.plan.accumulation)
         return DataLoader(items, batch_size=1, collate_fn=lambda _: {})  # type: ignore[arg-type]
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if self.critic is not None:
-            parameters = [parameter for parameter in self.critic.parameters() if parameter.requires_grad]
-            optimizer.add_param_group({"params": parameters, "weight_decay": 0.0})
-        return optimizer
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         if isinstance(resume_from_checkpoint, (str, Path)):

@@ -151,11 +151,12 @@ def _run(plan: LaunchPlan, job: Job, more: Mapping[str, str]) -> dict[str, float
     environment = {LAUNCHED: "1", "PYTHONPATH": search_path(), **more}
     with Processes(plan.commands, environment) as processes:
         code = processes.wait()
-    error = job.first_error()
+    error, last = job.first_error(), "".join(processes.last_lines)
+    if type(error) is BackendError and last:  # a rank that was killed is only felt by the others, as a lost connection
+        raise BackendError(f"{error}\nthe last lines of the processes:\n{last}")
     if error is not None:
         raise error
     if code:
-        last = "".join(processes.last_lines)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         raise BackendError(
             f"a process of the run {how} without reporting an error (out of memory?)"

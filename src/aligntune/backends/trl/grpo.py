@@ -22,7 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from aligntune.config.enums import AlgorithmType
 from aligntune.trainers.arguments import training_arguments
-from aligntune.trainers.online_metrics import Meter
+from aligntune.trainers.online_metrics import Meter, of_all_processes
 from aligntune.trainers.rollout_phase import length_metrics, reward_arguments, with_headline
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ DROPPED = ("rewards/reward/", "clip_ratio/", "completions/", "reward_std", "samp
 
 
 class OurMetrics(Trainer):
-    """Comes after TRL's class: gives its training metrics the names of the native trainer, and adds those of the rollouts."""
+    """Comes after TRL's class: gives its training metrics the names of the native trainer, and adds those of the rollouts of
+    all processes."""
 
     meter: Meter
 
@@ -51,9 +52,8 @@ class OurMetrics(Trainer):
         if "loss" in logs:
             renamed = {OUR_NAMES.get(name, name): value for name, value in logs.items()}
             logs.clear()
-            logs.update(
-                {name: value for name, value in renamed.items() if not name.startswith(DROPPED)} | self.meter.pop()
-            )
+            ours = of_all_processes(self.meter.pop(), self.accelerator)
+            logs.update({name: value for name, value in renamed.items() if not name.startswith(DROPPED)} | ours)
         super().log(logs, *args, **kwargs)
 
 
