@@ -40,13 +40,13 @@ def _reference(run: Any, spec: AlgorithmSpec) -> Iterator[str]:
 
 def _models(run: Any) -> Iterator[str]:
     model = run.model
-    has_reward_model = any(
+    has_reward_model = run.reward_training is not None or any(
         getattr(model, name) is not None for name in ("reward_path", "reward_model_name", "reward_model_source")
     )
     if not has_reward_model:
         for name in ("reward_device", "reward_model_quantization"):
             if model.is_set(name):
-                yield f"model.{name}: there is no reward model (reward_path, reward_model_name or reward_model_source)"
+                yield f"model.{name}: there is no reward model (reward_path, reward_model_name, reward_model_source or reward_training)"
     if model.reward_device == "cuda" and not torch.cuda.is_available():
         yield "model.reward_device: is cuda, and this machine has no CUDA device; use auto or cpu"
     if model.reward_model_quantization:

@@ -220,16 +220,15 @@ def _model(settings: RewardTraining) -> RewardModel:
     if settings.lora is not None:
         model = add_lora(model, settings.lora, head=True)
     model.to(device())
-    judge = RewardModel(model, tokenizer, batch_size=settings.batch_size)
-    judge.max_length = min(judge.max_length, settings.max_length)
-    return judge
+    tokenizer.model_max_length = settings.max_length  # saved with the model: it will be scored as it was trained
+    return RewardModel(model, tokenizer, batch_size=settings.batch_size)
 
 
 def hold_out(keys: Sequence[Hashable], share: float, seed: int) -> tuple[list[int], list[int]]:
     """(places to train on, places held out). Rows of one key stay together where there are at least 10 keys."""
     if len(set(keys)) < LEAST_TEXTS:
         keys = range(len(keys))
-    wanted = min(len(keys) - 1, max(1 if len(keys) < 30 else 3, round(share * len(keys))))
+    wanted = min(len(keys) - 1, max(1 if len(keys) < 10 else 2 if len(keys) < 30 else 3, round(share * len(keys))))
     order = list(dict.fromkeys(keys))
     random.Random(seed).shuffle(order)
     members: dict[Hashable, list[int]] = {key: [] for key in order}
