@@ -32,10 +32,11 @@ def main() -> None:
 
 
 def _register() -> None:
-    from aligntune.cli import backends, config, data, doctor, evaluate, models, reward, train
+    from aligntune.cli import backends, config, data, doctor, evaluate, models, plan, reward, train
 
     train.add_to(app)
     config.add_to(app)
+    plan.add_to(app)
     backends.add_to(app)
     doctor.add_to(app)
     data.add_to(app)

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from aligntune.algorithms.base import AlgorithmSpec
 from aligntune.errors import ConfigError
+
+
+class Pace(Protocol):
+    """What must be known of an algorithm here; its `AlgorithmSpec` says it."""
+
+    @property
+    def group_relative(self) -> bool: ...
+
+    def epochs(self, config: Any) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Plan:
         return math.ceil(rows / (self.prompts * world))
 
 
-def make_plan(config: Any, spec: AlgorithmSpec) -> Plan:
+def make_plan(config: Any, spec: Pace) -> Plan:
     """The plan of a run; a `ConfigError` proposes what would fit."""
     train = config.train
     group = train.num_generations if spec.group_relative else 1

@@ -1,0 +1,1 @@
+"""What will a run need? Memory, steps and disk from the config alone, before anything is loaded."""

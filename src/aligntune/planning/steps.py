@@ -1,0 +1,112 @@
+"""How long is a run? Optimiser steps, evaluations, checkpoints and their size on disk, from the settings and the row count."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from aligntune.config import applies
+from aligntune.config.run import RLRunConfig, SFTRunConfig
+from aligntune.planning.memory import OPTIMIZERS, Training
+from aligntune.planning.rows import count_rows, file_bytes
+from aligntune.planning.situation import phases_of
+
+BYTES_PER_TOKEN = 4
+"""Of English text under today's vocabularies: only used to guess how many sequences packing leaves."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Online algorithms: a phase samples completions and serves `steps` optimiser steps, over all processes."""
+
+    prompts: int
+    completions: int
+    completion_tokens: int
+    """At most, for each phase."""
+    passes: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Counts of a run; None where they depend on rows that cannot be counted here."""
+
+    rows: int | None
+    sequences: int | None
+    """Rows after packing."""
+    guessed: bool
+    """Whether `sequences` is an estimate."""
+    global_batch: int
+    """Rows (pairs, completions) of an optimiser step over all processes."""
+    tokens_per_step: int
+    """At most, padding included."""
+    steps: int | None
+    evaluations: int | None
+    checkpoints: int | None
+    """Written; `kept` of them stay."""
+    kept: int | None
+    checkpoint_bytes: float
+    rollouts: Rollouts | None = None
+
+
+def count_steps(run: SFTRunConfig | RLRunConfig, training: Training, processes: int) -> Steps:
+    """The counts of `run`."""
+    train, schedule = run.train, run.schedule
+    rows = count_rows(list(run.sources))
+    sequences, guessed = _sequences(run, rows)
+    batch = train.per_device_batch_size * train.gradient_accumulation_steps * processes
+    rollouts = _rollouts(run, processes)
+    per_pass = None
+    if sequences is not None and rollouts is not None:
+        per_pass = math.ceil(sequences / rollouts.prompts) * rollouts.steps
+    elif sequences is not None:
+        micro = sequences / (train.per_device_batch_size * processes)
+        whole = math.floor(micro) if getattr(train, "dataloader_drop_last", False) else math.ceil(micro)
+        per_pass = max(1, math.ceil(whole / train.gradient_accumulation_steps))
+    steps = train.max_steps
+    if steps is None and per_pass is not None:
+        steps = per_pass * (train.epochs or 1)
+    passes = None if steps is None or per_pass is None else math.ceil(steps / per_pass)
+    evaluations = _times(schedule.eval_strategy, schedule.eval_every, steps, passes)
+    if schedule.eval_strategy != "no" and evaluations is not None:
+        evaluations += 1  # before the first step
+    checkpoints = _times(schedule.save_strategy, schedule.save_every, steps, passes)
+    kept = checkpoints if checkpoints is None or schedule.save_total_limit is None else min(checkpoints, schedule.save_total_limit)
+    tokens = training.batch.tokens * train.gradient_accumulation_steps * processes
+    return Steps(rows, sequences, guessed, batch, tokens, steps, evaluations, checkpoints, kept, checkpoint_bytes(training), rollouts)
+
+
+def checkpoint_bytes(t: Training) -> float:
+    """Trained weights in float32 and the optimiser's states (paged ones too); beside an adapter, nothing of its base."""
+    state = OPTIMIZERS[t.optimizer][0]
+    if t.optimizer.startswith("paged"):
+        state = {"paged_adamw_8bit": 0.508, "paged_lion_32bit": 1, "paged_lion_8bit": 0.254}.get(t.optimizer, 2)
+    values = 0 if t.value is None else t.value.parameters
+    return t.trained * (t.trained_parameters + values) * (1 + state)
+
+
+def _times(strategy: str, every: int, steps: int | None, passes: int | None) -> int | None:
+    """How often something happens that also happens at the end."""
+    if strategy == "no":
+        return 0
+    if strategy == "epoch":
+        return passes
+    return None if steps is None else math.ceil(steps / every)
+
+
+def _sequences(run: SFTRunConfig | RLRunConfig, rows: int | None) -> tuple[int | None, bool]:
+    if not (isinstance(run, SFTRunConfig) and run.train.packing):
+        return rows, False
+    size = file_bytes(list(run.sources))
+    if rows is None or size is None:
+        return None, True
+    return min(rows, max(1, math.ceil(size / BYTES_PER_TOKEN / run.model.max_seq_length))), True
+
+
+def _rollouts(run: SFTRunConfig | RLRunConfig, processes: int) -> Rollouts | None:
+    if not isinstance(run, RLRunConfig) or run.algorithm not in applies.ONLINE:
+        return None
+    plan = phases_of(run)
+    completions = plan.completions * processes
+    tokens = completions * run.train.max_completion_length
+    return Rollouts(plan.prompts * processes, completions, tokens, plan.passes, plan.steps)
