@@ -50,8 +50,13 @@ def _show(plan: Plan) -> None:
         console.width = 160
     found, training = plan.situation, plan.situation.training
     shape = training.shape
-    console.print(f"{found.run.algorithm.value} of {shape.name}: {_number(shape.parameters)} parameters, {_number(training.trained_parameters)} trained")
-    console.print(f"assumed: {'; '.join([*found.notes, f'attention {found.attention}', 'every row at its longest'])}\n", style="dim")
+    console.print(
+        f"{found.run.algorithm.value} of {shape.name}: {_number(shape.parameters)} parameters, {_number(training.trained_parameters)} trained"
+    )
+    console.print(
+        f"assumed: {'; '.join([*found.notes, f'attention {found.attention}', 'every row at its longest'])}\n",
+        style="dim",
+    )
     console.print(_memory(plan))
     console.print()
     console.print(_steps(plan))
@@ -82,16 +87,21 @@ def _steps(plan: Plan) -> Table:
 
     steps = plan.steps
     table = Table("count", "of", box=None, header_style="bold", pad_edge=False)
-    table.add_row(_known(steps.rows), "rows" + ("" if steps.rows is not None else " (not a local file that can be counted)"))
+    table.add_row(
+        _known(steps.rows), "rows" + ("" if steps.rows is not None else " (not a local file that can be counted)")
+    )
     if steps.guessed:
         table.add_row(_known(steps.sequences), "packed sequences, estimated from the size of the file")
     table.add_row(_known(steps.global_batch), f"rows an optimiser step, at most {steps.tokens_per_step:,} tokens")
     if steps.rollouts is not None:
         r = steps.rollouts
         table.add_row(
-            _known(r.completions), f"completions a rollout ({r.prompts} prompts), at most {r.completion_tokens:,} tokens; {r.passes} passes, {r.steps} steps"
+            _known(r.completions),
+            f"completions a rollout ({r.prompts} prompts), at most {r.completion_tokens:,} tokens; {r.passes} passes, {r.steps} steps",
         )
-    table.add_row(_known(steps.steps), "optimiser steps" + ("" if steps.steps is not None else ": set train.max_steps to know"))
+    table.add_row(
+        _known(steps.steps), "optimiser steps" + ("" if steps.steps is not None else ": set train.max_steps to know")
+    )
     table.add_row(_known(steps.evaluations), "evaluations")
     table.add_row(_known(steps.checkpoints), f"checkpoints of {steps.checkpoint_bytes / 2**30:.2f} GiB" + _disk(plan))
     return table
@@ -118,8 +128,14 @@ def _verdict(plan: Plan, console: object) -> None:
     assert plan.advice is not None
     console.print(f"does not fit: needs {_gib(plan.needs).strip()} of {plan.card / 2**30:.1f} GiB", style="red")
     for change in plan.advice.changes:
-        console.print(f"  saves {change.saves / 2**30:6.2f} GiB  {' '.join(map(_quoted, change.overrides))}   ({change.cost})")
-    end = "fits" if plan.advice.fits else "still does not fit: take a smaller model, a larger GPU, or several (launch.strategy: fsdp2)"
+        console.print(
+            f"  saves {change.saves / 2**30:6.2f} GiB  {' '.join(map(_quoted, change.overrides))}   ({change.cost})"
+        )
+    end = (
+        "fits"
+        if plan.advice.fits
+        else "still does not fit: take a smaller model, a larger GPU, or several (launch.strategy: fsdp2)"
+    )
     console.print(f"with these it needs {_gib(plan.advice.peak).strip()} GiB: {end}")
 
 

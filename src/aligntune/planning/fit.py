@@ -6,6 +6,7 @@ and checked as the run itself will be. One that the config refuses, or that save
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -19,6 +20,13 @@ LEAST = 0.01
 """A change that saves less than this share of the peak is not worth a setting."""
 Planner = Callable[[list[str]], Situation]
 """The situation of the run with these overrides more."""
+Need = Callable[[Situation], float]
+"""The bytes that it takes."""
+Proposal = tuple[tuple[str, ...], str]
+"""Overrides, and what they cost in a few words."""
+Run = SFTRunConfig | RLRunConfig
+Kind = Callable[[Run], Iterator[Proposal]]
+"""The proposals of one kind for a run, in the order in which they are tried."""
 
 
 @dataclass(frozen=True)
@@ -39,40 +47,58 @@ class Advice:
     fits: bool
 
 
-def advise(plan: Planner, need: Callable[[Situation], float], room: float) -> Advice:
-    """The changes that bring `need` to at most `room` bytes, without those that turn out not to be needed."""
-    chosen: list[tuple[tuple[str, ...], str]] = []
-    now = plan([])
-    for kind in KINDS:
-        if need(now) <= room:
+def advise(plan: Planner, need: Need, room: float) -> Advice:
+    """The changes that bring `need` to at most `room` bytes, without those that turn out not to be needed.
+
+    After each change the cheapest are tried again: what saved nothing may do so now that the peak is elsewhere.
+    """
+    chosen: list[Proposal] = []
+    left, now = list(KINDS), plan([])
+    while need(now) > room:
+        found = next(
+            (entry for kind in left if (entry := _best(kind, plan, need, room, now, chosen)) is not None), None
+        )
+        if found is None:
             break
-        before = now
-        for overrides, cost in kind(before.run):
-            found = _try(plan, [*_flat(chosen), *overrides])
-            if found is None or need(found) > need(before) * (1 - LEAST):
-                continue
-            now, best = found, (overrides, cost)
-            if need(found) <= room:
-                break
-        if now is not before:
-            chosen.append(best)
+        kind, proposal, now = found
+        left.remove(kind)
+        chosen.append(proposal)
     for change in chosen[-2::-1]:  # the dearest first
         others = [entry for entry in chosen if entry is not change]
-        found = _try(plan, _flat(others))
-        if found is not None and need(found) <= room:
+        without = _try(plan, _flat(others))
+        if without is not None and need(without) <= room:
             chosen = others
     return _measured(plan, need, room, chosen)
 
 
-def _measured(
-    plan: Planner, need: Callable[[Situation], float], room: float, chosen: list[tuple[tuple[str, ...], str]]
-) -> Advice:
-    changes, taken, last = [], [], need(plan([]))
-    for overrides, cost in chosen:
+def _best(
+    kind: Kind, plan: Planner, need: Need, room: float, now: Situation, chosen: list[Proposal]
+) -> tuple[Kind, Proposal, Situation] | None:
+    """The first proposal of `kind` that fits, else the last that saves; None when none does."""
+    best = None
+    for proposal in kind(now.run):
+        found = _try(plan, [*_flat(chosen), *proposal[0]])
+        if found is None or need(found) > need(now) * (1 - LEAST):
+            continue
+        best = (kind, proposal, found)
+        if need(found) <= room:
+            break
+    return best
+
+
+def _measured(plan: Planner, need: Need, room: float, chosen: list[Proposal]) -> Advice:
+    """What each saves after those before it; one that does so only after a later one comes after that."""
+    changes: list[Change] = []
+    taken: list[str] = []
+    left, last = list(chosen), need(plan([]))
+    while left:
+        tried = [_try(plan, [*taken, *overrides]) for overrides, _ in left]
+        sizes = [math.inf if found is None else need(found) for found in tried]
+        at = next((place for place, size in enumerate(sizes) if size < last * (1 - LEAST)), sizes.index(min(sizes)))
+        overrides, cost = left.pop(at)
         taken += overrides
-        size = need(plan(taken))
-        changes.append(Change(overrides, cost, last - size))
-        last = size
+        changes.append(Change(overrides, cost, last - sizes[at]))
+        last = sizes[at]
     return Advice(changes, last, last <= room)
 
 
@@ -83,64 +109,67 @@ def _try(plan: Planner, overrides: list[str]) -> Situation | None:
         return None
 
 
-def _flat(chosen: list[tuple[tuple[str, ...], str]]) -> list[str]:
+def _flat(chosen: list[Proposal]) -> list[str]:
     return [override for overrides, _ in chosen for override in overrides]
 
 
 # What may be changed, cheapest first --------------------------------------------------------------------------------
 
-Run = SFTRunConfig | RLRunConfig
-Kind = Callable[[Run], Iterator[tuple[tuple[str, ...], str]]]
 
-
-def _fused(run: Run) -> Iterator[tuple[tuple[str, ...], str]]:
+def _fused(run: Run) -> Iterator[Proposal]:
     if run.train.optimizer == "adamw_torch":
         yield ("train.optimizer=adamw_torch_fused",), "none: the same update in one kernel"
 
 
-def _half(run: Run) -> Iterator[tuple[tuple[str, ...], str]]:
+def _half(run: Run) -> Iterator[Proposal]:
     if run.model.precision is PrecisionType.FP32:
         yield ("model.precision=bf16",), "rounding of activations; weights stay float32"
 
 
-def _checkpointing(run: Run) -> Iterator[tuple[tuple[str, ...], str]]:
+def _checkpointing(run: Run) -> Iterator[Proposal]:
     if not run.model.gradient_checkpointing:
         yield ("model.gradient_checkpointing=true",), "about a third more time"
 
 
-def _precomputed(run: Run) -> Iterator[tuple[tuple[str, ...], str]]:
+def _precomputed(run: Run) -> Iterator[Proposal]:
     if run.algorithm is AlgorithmType.DPO and copies_reference(run):
         yield ("dataset.precompute_ref_log_probs=true",), "a pass over the pairs before training"
 
 
-def _micro(run: Run) -> Iterator[tuple[tuple[str, ...], str]]:
+def _micro(run: Run) -> Iterator[Proposal]:
     """Divisors of the micro-batch, largest first, at the same global batch and, where groups were as large as it, group size."""
     train = run.train
     rows, steps = train.per_device_batch_size, train.gradient_accumulation_steps
-    group = ()
+    group: tuple[str, ...] = ()
     if isinstance(run, RLRunConfig) and run.algorithm in applies.GROUP_RELATIVE:
         group = (f"train.num_generations={run.train.num_generations}",)
     for smaller in (size for size in range(rows // 2, 0, -1) if rows % size == 0):
-        overrides = (f"train.per_device_batch_size={smaller}", f"train.gradient_accumulation_steps={steps * rows // smaller}")
+        overrides = (
+            f"train.per_device_batch_size={smaller}",
+            f"train.gradient_accumulation_steps={steps * rows // smaller}",
+        )
         yield (*overrides, *group), "shorter matrix products; the same optimiser step"
 
 
-def _eight_bit(run: Run) -> Iterator[tuple[tuple[str, ...], str]]:
+def _eight_bit(run: Run) -> Iterator[Proposal]:
     if run.train.optimizer.startswith("adamw_torch"):
         yield ("train.optimizer=adamw_8bit",), "states rounded to 8 bits; needs the extra quant"
 
 
-def _lora(run: Run) -> Iterator[tuple[tuple[str, ...], str]]:
+def _lora(run: Run) -> Iterator[Proposal]:
     if run.model.lora is None:
-        yield (f"model.{'peft_enabled' if isinstance(run, SFTRunConfig) else 'use_peft'}=true",), "an adapter is trained, not all weights"
+        yield (
+            (f"model.{'peft_enabled' if isinstance(run, SFTRunConfig) else 'use_peft'}=true",),
+            "an adapter is trained, not all weights",
+        )
 
 
-def _four_bit(run: Run) -> Iterator[tuple[tuple[str, ...], str]]:
+def _four_bit(run: Run) -> Iterator[Proposal]:
     if run.model.lora is not None and not run.model.quantization:
         yield ("model.quantization={load_in_4bit: true}",), "a base rounded to 4 bits; needs the extra quant"
 
 
-def _shorter(run: Run) -> Iterator[tuple[tuple[str, ...], str]]:
+def _shorter(run: Run) -> Iterator[Proposal]:
     length = run.model.max_seq_length
     while length >= 512:
         length //= 2

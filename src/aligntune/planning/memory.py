@@ -214,11 +214,15 @@ def layer_bytes(t: Training) -> float:
 
 
 def norm_bytes(t: Training) -> float:
-    """RMSNorm saves its input in float32 (4 H) and, when its weight is trained, the normed value (r H); LayerNorm r H."""
+    """RMSNorm saves its input in float32 (4 H) and, when its weight is trained, the normed value (r H, or 4 H where the model
+    multiplies in float32); norms of queries and keys the same over Q + K, in the compute format. LayerNorm saves r H."""
     s, family = t.shape, t.shape.family
-    one = t.residual * s.hidden if family.norm_bias else (4 + (t.residual if t.full else 0)) * s.hidden
-    heads = (s.queries + s.keys) * (4 + (t.compute if t.full else 0)) if family.head_norm else 0
-    return family.norms * one + heads
+    if family.norm_bias:
+        return family.norms * t.residual * s.hidden
+    normed, heads = (4, 4) if family.wide_norms else (t.residual, t.compute)
+    trained = 1 if t.full else 0
+    of_heads = (s.queries + s.keys) * (4 + trained * heads) if family.head_norm else 0
+    return family.norms * s.hidden * (4 + trained * normed) + of_heads
 
 
 def input_bytes(t: Training) -> float:
@@ -236,12 +240,16 @@ def input_bytes(t: Training) -> float:
 
 
 def attention_bytes(t: Training) -> float:
-    """Queries, keys, values and output, and a log-sum for each head; `eager` saves scores instead: heads x L, twice."""
+    """Queries, keys, values and output in c bytes, and a log-sum in 4 for each head. Keys and values are as wide as queries
+    where they are repeated. One matrix for all three: values are a view that keeps the whole projection, c (Q + K) more.
+
+    A mask is c L. `eager` saves scores in place of log-sums: (4 + c) L for each head, c more with soft-capping.
+    """
     s, c, longest = t.shape, t.compute, t.batch.longest
     keys = s.queries if t.repeats_keys or t.eager or t.batch.masked else s.keys
-    found = c * (2 * s.queries + 2 * keys)
+    found = c * (2 * s.queries + 2 * keys) + (c * (s.queries + s.keys) if s.family.fused else 0)
     if t.eager:
-        return found + s.heads * longest * (4 + c)
+        return found + s.heads * longest * (4 + c * (2 if s.softcap else 1))
     return found + 4 * s.heads + (c * longest if t.batch.masked else 0)
 
 
@@ -254,7 +262,9 @@ def mlp_bytes(t: Training) -> float:
 def value_activations(t: Training) -> float:
     """Those of a value model, which is never checkpointed."""
     assert t.value is not None
-    return saved_bytes(Training(t.value, t.batch, "none", compute=t.compute, eager=t.eager, repeats_keys=t.repeats_keys))
+    return saved_bytes(
+        Training(t.value, t.batch, "none", compute=t.compute, eager=t.eager, repeats_keys=t.repeats_keys)
+    )
 
 
 def cast_bytes(t: Training, parameters: int) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 from aligntune.config.load import parse_overrides
 from aligntune.config.resolve import resolve
 from aligntune.planning.fit import Advice, advise
-from aligntune.planning.memory import CONTEXT, GIB, SLACK, moments, needed, peak
+from aligntune.planning.memory import GIB, moments, needed, peak
 from aligntune.planning.situation import Situation, situation
 from aligntune.planning.steps import Steps, count_steps
 
@@ -113,5 +113,3 @@ def free_memory() -> float | None:
 
 def gib(size: float) -> float:
     return round(size / GIB, 3)
-
-

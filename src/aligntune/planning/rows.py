@@ -39,14 +39,18 @@ def _count(source: Any) -> int | None:
 
 
 def _of_path(path: Path, split: str) -> int | None:
-    """A file, or a folder that names the counts of its splits (`datasets`' own format)."""
+    """A file, or a folder written by `datasets.save_to_disk`."""
     if path.is_file():
         return _of_file(path)
-    info = next((file for file in (path / split / "dataset_info.json", path / "dataset_info.json") if file.exists()), None)
-    if info is None:
+    state = next((file for file in (path / split / "state.json", path / "state.json") if file.exists()), None)
+    if state is None:
         return None
-    splits = json.loads(info.read_text(encoding="utf-8")).get("splits") or {}
-    return splits.get(split, {}).get("num_examples")
+    from pyarrow import ipc, memory_map
+
+    files = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
+    return sum(
+        batch.num_rows for file in files for batch in ipc.open_stream(memory_map(str(state.parent / file["filename"])))
+    )
 
 
 def _of_file(path: Path) -> int | None:
@@ -77,6 +81,8 @@ def _of_file(path: Path) -> int | None:
 def file_bytes(sources: list[Any]) -> int | None:
     """Bytes of the training files, None when one is not a local text file."""
     paths = [Path(source.name).expanduser() for source in sources]
-    if not all(path.is_file() and path.suffix.lower() in (".jsonl", ".ndjson", ".json", ".csv", ".tsv") for path in paths):
+    if not all(
+        path.is_file() and path.suffix.lower() in (".jsonl", ".ndjson", ".json", ".csv", ".tsv") for path in paths
+    ):
         return None
     return sum(path.stat().st_size for path in paths)

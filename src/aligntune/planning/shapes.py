@@ -33,6 +33,8 @@ class Family:
     """LayerNorm (scale and shift), not RMSNorm."""
     head_norm: str = ""
     """Norms of queries and keys: `head` (width of one head), `all` (of all heads), or none."""
+    wide_norms: bool = False
+    """Whether RMSNorm multiplies by its weight in float32."""
     fused: bool = False
     """One matrix for queries, keys and values, and (gated) one for gate and up."""
     positions: bool = False
@@ -58,12 +60,12 @@ FAMILIES = {
     "mistral": Family(),
     "qwen2": Family(bias="qkv"),
     "qwen3": Family(bias="config", head_norm="head", defaults=(("head_dim", 128),)),
-    "gemma": Family(tied=True, defaults=(("head_dim", 256),)),
-    "gemma2": Family(tied=True, norms=4, defaults=(("head_dim", 256),)),
-    "gemma3_text": Family(tied=True, norms=4, head_norm="head", defaults=(("head_dim", 256),)),
+    "gemma": Family(tied=True, wide_norms=True, defaults=(("head_dim", 256),)),
+    "gemma2": Family(tied=True, norms=4, wide_norms=True, defaults=(("head_dim", 256),)),
+    "gemma3_text": Family(tied=True, norms=4, wide_norms=True, head_norm="head", defaults=(("head_dim", 256),)),
     "granite": Family(bias="config", adapters=None),
     "smollm3": Family(tied=True, bias="config", adapters=None),
-    "olmo2": Family(bias="config", head_norm="all", adapters=None),
+    "olmo2": Family(bias="config", head_norm="all", wide_norms=True, adapters=None),
     "phi3": Family(fused=True, names=_PHI3, adapters=None),
     "gpt_neox": Family(bias="all", gated=False, norm_bias=True, fused=True, names=_NEOX,
                        adapters=("query_key_value",), keys=(("num_key_value_heads", "num_attention_heads"),)),
@@ -141,14 +143,21 @@ class Shape:
             missing = sorted({name.rsplit(".", 1)[-1] for name in wanted} - set(self.family.names))
             if missing and lora.strict_targets:
                 known = ", ".join(dict.fromkeys(self.family.names))
-                raise ModelError(f"target_modules: {self.name} has no {', '.join(missing)}; its linear layers are {known}")
+                raise ModelError(
+                    f"target_modules: {self.name} has no {', '.join(missing)}; its linear layers are {known}"
+                )
             wanted = None if missing else [name.rsplit(".", 1)[-1] for name in wanted]
         if wanted is None:
             wanted = list(self.family.adapters) if self.family.adapters else "all-linear"
         if isinstance(wanted, str) and wanted != "all-linear":
-            paths = {name: f"model.layers.0.{'self_attn' if at < 4 else 'mlp'}.{name}" for at, name in enumerate(self.family.names)}
+            paths = {
+                name: f"model.layers.0.{'self_attn' if at < 4 else 'mlp'}.{name}"
+                for at, name in enumerate(self.family.names)
+            }
             wanted = [name for name, path in paths.items() if re.fullmatch(wanted, path)]
-        return [(inputs, outputs) for name, inputs, outputs, _ in self.linears if wanted == "all-linear" or name in wanted]
+        return [
+            (inputs, outputs) for name, inputs, outputs, _ in self.linears if wanted == "all-linear" or name in wanted
+        ]
 
     def adapter_parameters(self, lora: LoraSettings) -> int:
         """A matrix of `inputs x rank` and one of `rank x outputs` for each target."""

@@ -89,7 +89,7 @@ def situation(run: Run, card: float | None = None) -> Situation:
 
 def _weights(run: Run) -> str:
     """The model whose config says the shape: that of `name_or_path`, since `sft_path` has the same architecture."""
-    return run.model.name_or_path
+    return str(run.model.name_or_path)
 
 
 def _attention(wanted: str, shape: Shape) -> str:
@@ -135,7 +135,8 @@ def _batch(run: Run, shape: Shape, packed: bool, attention: str) -> Batch:
     rows, longest, predicted = train.per_device_batch_size, bound, bound
     joined = packed
     if isinstance(run, SFTRunConfig):
-        joined = not _classifies(run) and (packed or train.padding_free or (train.packing and train.packing_strategy == "bfd"))  # type: ignore[union-attr]
+        together = run.train.padding_free or (run.train.packing and run.train.packing_strategy == "bfd")
+        joined = not _classifies(run) and (packed or together)
     elif run.algorithm is AlgorithmType.DPO:
         rows, longest = 2 * rows, min(run.train.max_length, bound)
         predicted = min(longest, run.train.max_target_length or longest)
@@ -143,7 +144,9 @@ def _batch(run: Run, shape: Shape, packed: bool, attention: str) -> Batch:
         predicted = run.train.max_completion_length
         longest = prompt_budget(run) + predicted
     masked = not joined and attention in ("varlen", "sdpa") and rows > 1
-    if joined and attention in ("sdpa", "eager") and rows > 1:  # transformers' own kernels see one row with a mask of blocks
+    if (
+        joined and attention in ("sdpa", "eager") and rows > 1
+    ):  # transformers' own kernels see one row with a mask of blocks
         return Batch(rows * longest, rows * predicted, rows * longest, attention == "sdpa")
     return Batch(rows * longest, rows * predicted, longest, masked)
 
@@ -196,7 +199,11 @@ def _other_models(run: Run, training: Training, notes: list[str]) -> dict[str, f
         # Full fine-tuning copies the policy as it is; beside an adapter the base is loaded in the compute format.
         size = training.trained if training.full else training.compute
         found["reference model"] = size * training.shape.parameters / training.weight_shards
-    if run.algorithm in applies.ONLINE and (name := _reward_model(run)) is not None and run.model.reward_device != "cpu":
+    if (
+        run.algorithm in applies.ONLINE
+        and (name := _reward_model(run)) is not None
+        and run.model.reward_device != "cpu"
+    ):
         try:
             found["reward model"] = saved_bytes_per_parameter(name) * read_shape(name).parameters
         except ModelError as error:

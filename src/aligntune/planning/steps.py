@@ -71,9 +71,25 @@ def count_steps(run: SFTRunConfig | RLRunConfig, training: Training, processes: 
     if schedule.eval_strategy != "no" and evaluations is not None:
         evaluations += 1  # before the first step
     checkpoints = _times(schedule.save_strategy, schedule.save_every, steps, passes)
-    kept = checkpoints if checkpoints is None or schedule.save_total_limit is None else min(checkpoints, schedule.save_total_limit)
+    kept = (
+        checkpoints
+        if checkpoints is None or schedule.save_total_limit is None
+        else min(checkpoints, schedule.save_total_limit)
+    )
     tokens = training.batch.tokens * train.gradient_accumulation_steps * processes
-    return Steps(rows, sequences, guessed, batch, tokens, steps, evaluations, checkpoints, kept, checkpoint_bytes(training), rollouts)
+    return Steps(
+        rows,
+        sequences,
+        guessed,
+        batch,
+        tokens,
+        steps,
+        evaluations,
+        checkpoints,
+        kept,
+        checkpoint_bytes(training),
+        rollouts,
+    )
 
 
 def checkpoint_bytes(t: Training) -> float:

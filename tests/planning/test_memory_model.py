@@ -1,0 +1,222 @@
+"""The formulas of memory: held to what autograd really saves, to the constants of the code they describe, and to sums by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from aligntune.config.base import LoraSettings
+from aligntune.models.forward import trunk_hidden, use_padding
+from aligntune.models.kernels import linear_loss
+from aligntune.models.packed import PackedRows
+from aligntune.planning import memory, situation
+from aligntune.planning.memory import GIB, Batch, Rollout, Training, layer_bytes, moments, peak
+from aligntune.planning.shapes import Shape, shape_of
+from aligntune.rollouts import graph
+
+BF16, FP32 = torch.bfloat16, torch.float32
+SIZES: dict[str, Any] = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2,
+                         "head_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def small(kind: str) -> Shape:
+    return shape_of(SIZES | {"model_type": kind, "num_hidden_layers": 2}, kind)
+
+
+@contextmanager
+def counting() -> Iterator[dict[int, int]]:
+    """Storage -> bytes of what autograd saves meanwhile."""
+    found: dict[int, int] = {}
+    held = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+        held.append(tensor)  # or its place in memory is used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield found
+
+
+def made(
+    kind: str,
+    layers: int,
+    dtype: torch.dtype,
+    attention: str,
+    lora: list[str] | None,
+    padded: bool,
+    checkpointing: bool,
+) -> Any:
+    config = AutoConfig.for_model(kind, num_hidden_layers=layers, **SIZES)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).train()
+    if lora is not None:
+        model = get_peft_model(model, LoraConfig(r=8, lora_dropout=0.0, target_modules=lora, task_type="CAUSAL_LM"))
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if padded:
+        use_padding(model)
+    return model
+
+
+def saved(model: Any, tokens: int, rows: int, autocast: bool) -> int:
+    """Bytes that a forward pass saves besides weights: `rows` rows, the longest of `tokens`."""
+    lengths = [tokens - row for row in range(rows)]
+    packed = PackedRows.build([[5] * length for length in lengths], [[True] * length for length in lengths])
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    with counting() as found, torch.autocast("cpu", BF16, enabled=autocast):
+        trunk_hidden(model, packed)
+    return sum(size for place, size in found.items() if place not in weights)
+
+
+def measured(kind: str, rows: int, *, autocast: bool, **how: Any) -> float:
+    """Bytes for one token in one layer at 100 tokens a row. What a layer saves is constant + linear * tokens + square * tokens**2,
+    told apart by three lengths: copies of weights are the constant, masks and scores the square."""
+    less, more = (made(kind, layers, **how) for layers in (2, 3))
+    layer = {
+        tokens: saved(more, tokens, rows, autocast) - saved(less, tokens, rows, autocast) for tokens in (50, 100, 150)
+    }
+    square = (layer[150] - 2 * layer[100] + layer[50]) / (2 * 50**2)
+    linear = (layer[100] - layer[50]) / 50 - square * 150
+    return (linear + square * 100) / rows
+
+
+CASES = {
+    "all weights, autocast": ("qwen2", {}, {}),
+    "all weights, bf16": ("qwen2", {"autocast": False, "dtype": BF16}, {"trained": 2}),
+    "all weights, fp32": ("qwen2", {"autocast": False}, {"compute": 4}),
+    "all weights, autocast, padded with a mask": ("qwen2", {"padded": True}, {}),
+    "all weights, autocast, eager": ("qwen2", {"attention": "eager"}, {"eager": True}),
+    "norms of queries and keys": ("qwen3", {}, {}),
+    "norms of all queries and keys": ("olmo2", {}, {}),
+    "four norms": ("gemma3_text", {}, {}),
+    "soft-capping": ("gemma2", {"attention": "eager"}, {"eager": True}),
+    "fused matrices": ("phi3", {}, {}),
+    "LayerNorm, plain feed-forward": ("gpt_neox", {}, {}),
+    "llama": ("llama", {}, {}),
+    "LoRA on queries": ("qwen2", {"dtype": BF16, "lora": ["q_proj"]}, {}),
+    "LoRA on queries and down": ("qwen2", {"dtype": BF16, "lora": ["q_proj", "down_proj"]}, {}),
+    "LoRA everywhere": ("qwen2", {"dtype": BF16, "lora": ALL}, {}),
+    "LoRA everywhere, padded": ("qwen2", {"dtype": BF16, "lora": ALL, "padded": True}, {}),
+}
+
+
+LOOSE = {"phi3": 0.05, "gpt_neox": 0.06}
+"""Phi3 has dropout of 0 that saves masks; GPT-NeoX turns a part of each head only."""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_activations_are_those_that_autograd_saves(case: str) -> None:
+    kind, how, model = CASES[case]
+    how = {
+        "autocast": True,
+        "dtype": FP32,
+        "attention": "sdpa",
+        "lora": None,
+        "padded": False,
+        "checkpointing": False,
+    } | how
+    rows = 2 if how["padded"] else 1
+    lora = None if how["lora"] is None else LoraSettings(8, 16, 0.0, how["lora"], True)
+    batch = Batch(100 * rows, 0, 100, masked=how["padded"])
+    predicted = layer_bytes(Training(small(kind), batch, "none", lora, **model))
+    assert predicted == pytest.approx(measured(kind, rows, **how), rel=LOOSE.get(kind, 0.02))
+
+
+@pytest.mark.parametrize(("how", "bytes_each"), [({}, 4), ({"autocast": False, "dtype": BF16}, 2)])
+def test_checkpointing_saves_the_input_of_each_layer(how: dict[str, Any], bytes_each: int) -> None:
+    how = {
+        "autocast": True,
+        "dtype": FP32,
+        "attention": "sdpa",
+        "lora": None,
+        "padded": False,
+        "checkpointing": True,
+    } | how
+    assert measured("qwen2", 1, **how) == bytes_each * 64
+    training = Training(small("qwen2"), Batch(100, 0, 100), "none", trained=bytes_each, checkpointing=True)
+    assert memory.saved_bytes(training) == 2 * 100 * bytes_each * 64
+
+
+def test_constants_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert linear_loss.CHUNK_BYTES["cuda"] == memory.CHUNK
+    assert graph.PREFILL_TOKENS == memory.PREFILL
+    assert situation.MOST_ROWS == graph.MOST_ROWS
+    monkeypatch.setitem(linear_loss.CHUNK_BYTES, "meta", memory.CHUNK)
+    for predicted, vocab in ((5000, 151936), (7, 151936), (20_000, 32_000), (10, 50_000_000)):
+        hidden, weight = torch.empty(predicted, 1, device="meta"), torch.empty(vocab, 1, device="meta")
+        assert linear_loss._Plan.of(hidden, weight, None, False).tokens == memory.chunk_tokens(predicted, vocab)
+
+
+def test_tiles_are_those_of_trl() -> None:
+    chunked_logprob = pytest.importorskip("trl.kernels.chunked_logprob", reason="TRL before 1.15 has another head")
+    from trl.trainer import utils
+
+    assert (chunked_logprob.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE) == memory.TILE
+
+
+def test_a_step_by_hand() -> None:
+    """Qwen2.5-0.5B, all weights, 8 rows of 2,048 tokens on TRL, checkpointed: the peak is at the end of the backward pass."""
+    n, embedding = 494_032_768, 151_936 * 896
+    layer = 16_384 * layer_bytes(QWEN) + 2 * (896 * (2 * 896 + 2 * 128) + 3 * 896 * 4864)
+    assert moments(QWEN)["end of the backward pass"] == {
+        "weights": 4 * n, "optimiser states": 8 * n, "gradients": 4 * n, "activations of a layer": layer, "gradient of the embedding": 4 * embedding,
+    }  # fmt: skip
+    # norms 2 (4 + 4) H, casts for five matrices 2 H each, 4 Q of attention in 2 bytes, log-sums, mask 2 L, feed-forward 4 x 2 I
+    assert layer_bytes(QWEN) == 16 * 896 + 10 * 896 + 8 * 896 + 4 * 14 + 2 * 2048 + 8 * 4864
+    assert peak(QWEN) == 16 * n + layer + 4 * embedding
+    step = moments(replace(QWEN, optimizer="adamw_torch"))["optimiser step"]
+    assert step == {"weights": 4 * n, "optimiser states": 8 * n, "gradients": 4 * n, "temporaries": 4 * n}
+
+
+def test_weights_and_states() -> None:
+    n, embedding = 494_032_768, 151_936 * 896
+    matrices = 24 * (896 * (2 * 896 + 2 * 128) + 3 * 896 * 4864)
+    lora = LoraSettings(16, 32, 0.0, ["q_proj"], True)
+    adapter = 24 * 16 * (896 + 896)
+    small = replace(QWEN, lora=lora)
+    assert memory.weight_bytes(small) == 2 * n + 4 * adapter
+    assert memory.optimizer_bytes(small) == 8 * adapter
+    assert memory.weight_bytes(replace(small, quantised="4bit")) == matrices * 0.5625 + 4 * (n - matrices) + 4 * adapter
+    assert memory.weight_bytes(replace(small, quantised="8bit")) == matrices + 4 * (n - matrices) + 4 * adapter
+    assert memory.optimizer_bytes(replace(QWEN, optimizer="sgd")) == 0
+    assert memory.optimizer_bytes(replace(QWEN, optimizer="adamw_8bit")) == pytest.approx(
+        2.032 * (n - embedding) + 8 * embedding
+    )
+    sharded = moments(replace(QWEN, weight_shards=4, state_shards=4))["optimiser step"]
+    assert sharded == {"weights": n, "optimiser states": 2 * n, "gradients": n}
+
+
+def test_rollouts_by_hand() -> None:
+    training = replace(QWEN, lora=LoraSettings(16, 32, 0.0, ["q_proj"], True), rollout=Rollout(128, 384, 128 * 128))
+    found = moments(training)["rollout"]
+    assert found["rollout cache"] == 2 * 24 * 128 * 2 * 128 * 384
+    assert found["rollout logits"] == 2 * 4 * 151_936 * 128
+    assert found["reading prompts"] == 16_384 * (3 * 4864 * 2 + 896 * 6)
+
+
+def test_what_each_setting_does_to_the_peak() -> None:
+    """Directions that hold whatever the numbers."""
+    long = replace(QWEN, checkpointing=False)
+    assert peak(long) > peak(QWEN)
+    assert peak(replace(long, batch=replace(long.batch, tokens=8192))) < peak(long)
+    assert peak(replace(long, eager=True)) > peak(long)
+    assert peak(replace(long, head="full")) - peak(long) > 10 * 16_384 * 151_936
+    assert peak(replace(long, value=QWEN.shape)) > peak(long) + 12 * QWEN.shape.parameters
+    assert peak(replace(long, frozen={"reference": 3.0 * GIB})) == peak(long) + 3 * GIB
+    assert peak(replace(long, accumulates=True)) == peak(long) + 4 * QWEN.shape.parameters
+
+
+QWEN = Training(
+    shape_of({"model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+              "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}, "qwen"),
+    Batch(16_384, 16_384, 2048, masked=True), "tiles", optimizer="adamw_torch_fused", checkpointing=True,
+)  # fmt: skip
