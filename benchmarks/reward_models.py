@@ -94,7 +94,7 @@ def on_pairs(args: argparse.Namespace, out: str) -> dict[str, Any]:
     test, rest = rows[: args.test], rows[args.test : args.test + args.pairs]
     held = max(32, args.pairs // 10)
     settings = RewardTraining(
-        args.base, out, args.epochs, args.learning_rate, 16, 1, 192, held_out=held / args.pairs, eval_interval=20,
+        args.base, out, args.epochs, args.learning_rate, 16, 1, 128, held_out=held / args.pairs, eval_interval=20,
         precision=PrecisionType.FP32,
     )  # fmt: skip
     began = time.perf_counter()
@@ -111,7 +111,6 @@ def on_pairs(args: argparse.Namespace, out: str) -> dict[str, Any]:
         "chance": 0.5,
         "test": accuracy(done.model, pairs),
         "rule_relevance": accuracy(rule, pairs),
-        "untrained": accuracy(untrained(args.base), pairs),
         "under_a_third_question": accuracy(done.model, moved),
         "another_final_number": accuracy(done.model, [other_number(pair, dice) for pair in pairs]),
     }  # fmt: skip
@@ -124,7 +123,7 @@ def untrained(base: str) -> RewardModel:
 
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-    return RewardModel(model, AutoTokenizer.from_pretrained(base), max_length=192)
+    return RewardModel(model, AutoTokenizer.from_pretrained(base), max_length=128)
 
 
 def on_texts(args: argparse.Namespace, out: str) -> dict[str, Any]:
@@ -169,10 +168,10 @@ def main() -> None:
     parser.add_argument("--base", required=True, help="folder or hub name of a small encoder")
     parser.add_argument("--gsm8k", help="JSON lines with question and answer")
     parser.add_argument("--alpaca", help="JSON list with output")
-    parser.add_argument("--layers", type=int, default=2, help="layers of the encoder that are kept")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=800, help="pairs trained on or held out")
-    parser.add_argument("--test", type=int, default=300, help="test pairs, and test texts")
+    parser.add_argument("--layers", type=int, default=6, help="layers of the encoder that are kept")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--pairs", type=int, default=560, help="pairs trained on or held out")
+    parser.add_argument("--test", type=int, default=150, help="test pairs, and test texts")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--out", help="write the JSON here, too")
     args = parser.parse_args()
@@ -192,9 +191,9 @@ def main() -> None:
         finally:
             shutil.rmtree(folder)
         print(json.dumps(result[name], indent=2), flush=True)
+        if args.out:
+            Path(args.out).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(small)
-    if args.out:
-        Path(args.out).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

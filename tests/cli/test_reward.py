@@ -77,3 +77,18 @@ def test_one_reward_in_full() -> None:
     unknown = aligntune("list", "gms8k")
     assert unknown.returncode == 2
     assert "did you mean gsm8k?" in unknown.stderr
+
+
+def test_validate_knows_the_rewards(tmp_path: Path) -> None:
+    run = {
+        "algorithm": "grpo",
+        "model": {"name_or_path": "m"},
+        "dataset": {"name": "d"},
+        "rewards": [{"type": "lenght"}],
+    }
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(run))
+    command = [sys.executable, "-m", "aligntune.cli.main", "validate", str(file)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 2
+    assert "did you mean length?" in found.stderr

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aligntune.errors import ConfigError, RewardError
-from aligntune.rewards import Batch, answers, get
+from aligntune.rewards import Batch, RewardSet, answers, get
 from aligntune.rewards.call import Caller
 from aligntune.rewards.code import extract_code, program
 from aligntune.rewards.matching import chosen_letter, levenshtein
@@ -103,6 +103,15 @@ def test_a_hanging_program_ends_in_time() -> None:
     began = time.monotonic()
     assert score("code_runs", "while True: pass", "print(1)", params={"timeout_s": 0.5}) == [0.0, 1.0]
     assert time.monotonic() - began < 5
+
+
+def test_the_isolation_of_code_is_stated() -> None:
+    stated = RewardSet(["code_runs", "length", {"type": "code_runs", "params": {"isolation": "minimal"}}]).isolation()
+    assert list(stated) == ["code_runs", "code_runs_2"]
+    assert stated["code_runs"].startswith("isolation standard: ")
+    assert "held: network, writes, processes" in stated["code_runs"]
+    with pytest.raises(ConfigError, match="isolation='total'"):
+        RewardSet([{"type": "code_runs", "params": {"isolation": "total"}}]).isolation()
 
 
 def test_more_isolation_than_there_is_is_refused() -> None:

@@ -25,10 +25,22 @@ def validate(ctx: typer.Context, file: ConfigFile = None) -> None:
 
     source, overrides = split(file, ctx.args)
     found = resolve(source, overrides=overrides)
+    _check_rewards(found.config)
     changed = sum(origin != "default" for _, _, origin in found.rows())
     print(
         f"{source or 'config'}: valid ({found.config.algorithm.value}, {changed} settings differ from their defaults)"
     )
+
+
+def _check_rewards(config: Any) -> None:
+    """RewardError for a reward that is not there, or that has no such param."""
+    from aligntune.rewards import RewardSet
+
+    training = getattr(config, "reward_training", None)
+    if getattr(config, "rewards", None):
+        RewardSet(config.rewards)
+    if training is not None:
+        RewardSet(training.reward_functions, training.reward_weights)
 
 
 def explain(

@@ -51,6 +51,7 @@ def check_rewards(
     from aligntune.rewards.validate import validate
 
     chosen = _rewards(rewards)
+    _state_isolation(chosen)
     columns = _columns(data, limit)
     checks = validate(chosen, _column(columns, prompt), _column(columns, gold), columns)
     for check in checks:
@@ -83,7 +84,9 @@ def score(
 
         found = load(what)(prompts, said)
     else:
-        found = _rewards(what).score(prompts, said, columns).total
+        rewards = _rewards(what)
+        _state_isolation(rewards)
+        found = rewards.score(prompts, said, columns).total
     if output is not None:
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
         lines = [json.dumps(row | {"score": value}, ensure_ascii=False) for row, value in zip(rows, found, strict=True)]
@@ -199,6 +202,11 @@ def _rewards(text: str) -> Any:
         content = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
         return RewardSet(content["rewards"] if isinstance(content, dict) else content)
     return RewardSet([name.strip() for name in text.split(",") if name.strip()])
+
+
+def _state_isolation(rewards: Any) -> None:
+    for name, statement in rewards.isolation().items():
+        print(f"{name} runs code; {statement}")
 
 
 def _is_model(what: str) -> bool:

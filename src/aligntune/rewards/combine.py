@@ -114,6 +114,21 @@ class RewardSet:
         """The rewards' names in the metrics: a reward used twice is `name` and `name_2`."""
         return [entry.name for entry in self.entries]
 
+    def isolation(self) -> dict[str, str]:
+        """How the code that each reward runs is confined on this machine; no entry for rewards that run none.
+
+        Raises:
+            ConfigError: a reward asks for more (its param `isolation`) than can be had here.
+        """
+        from .sandbox import shared
+
+        found = {}
+        for entry in self.entries:
+            level = entry.caller.params.get("isolation", entry.caller.signature.defaults.get("isolation"))
+            if level is not None and not entry.reward.custom:
+                found[entry.name] = f"isolation {level}: {shared(level).isolation}"
+        return found
+
     def score(
         self,
         prompts: Sequence[Text],

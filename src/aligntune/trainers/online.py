@@ -100,7 +100,10 @@ class OnlineSession(Session):
         if model is not None:
             entries.append({"type": model})
             weights = [*weights, 1.0] if weights is not None else None
-        return RewardSet(entries, weights, tokenizer=self.tokenizer, reduce=gathered_moments)
+        rewards = RewardSet(entries, weights, tokenizer=self.tokenizer, reduce=gathered_moments)
+        for name, statement in rewards.isolation().items():
+            self.recorder.note(f"reward {name} runs code; {statement}")
+        return rewards
 
     @cached_property
     def engine(self) -> LiveEngine:

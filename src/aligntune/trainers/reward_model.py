@@ -198,7 +198,7 @@ def label_texts(config: RewardModelTrainingConfig) -> tuple[list[str], list[floa
 
 
 def _model(settings: RewardTraining) -> RewardModel:
-    """The base with a head of one output (its own head, where it has one), ready to encode and to train."""
+    """The base with a head of one output, ready to encode and to train: its own head, or a new one in place of another size."""
     if world_size() > 1:
         raise ConfigError("a reward model is trained on one process: run `aligntune reward train` first, then name its folder with reward_path")  # fmt: skip
     name = settings.base
@@ -209,8 +209,11 @@ def _model(settings: RewardTraining) -> RewardModel:
     weights = resolve_precision(settings.precision).weights(trained=settings.lora is None)
     try:
         tokenizer = load_tokenizer(name, generates=False, **trust)
-        config = AutoConfig.from_pretrained(base or name, num_labels=1, **trust)
-        model = AutoModelForSequenceClassification.from_pretrained(base or name, config=config, dtype=weights, **trust)
+        config = AutoConfig.from_pretrained(base or name, **trust)
+        config.num_labels = 1
+        model = AutoModelForSequenceClassification.from_pretrained(
+            base or name, config=config, dtype=weights, ignore_mismatched_sizes=True, **trust
+        )
     except (OSError, KeyError, ValueError) as error:  # what transformers raises for missing and unknown models
         raise ModelError(explain_missing(name, "base model", error)) from error
     if base is not None:

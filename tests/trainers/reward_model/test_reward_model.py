@@ -112,6 +112,19 @@ def test_bad_requests(tmp_path: Path) -> None:
         load(str(tmp_path / "base"))
 
 
+def test_a_classifier_gets_a_new_head(tmp_path: Path) -> None:
+    from transformers import LlamaForSequenceClassification
+
+    LlamaForSequenceClassification(tiny.model(num_labels=3).config).save_pretrained(tmp_path / "three")
+    tiny.tokenizer().save_pretrained(tmp_path / "three")
+    with pytest.raises(ModelError, match="3 outputs: say which one counts"):
+        load(str(tmp_path / "three"), device="cpu")
+    done = train_on_pairs(pairs(10), RewardTraining(str(tmp_path / "three"), str(tmp_path / "out"), 1, 1e-3))
+    again = load(str(done.folder), device="cpu")
+    assert again.outputs == 1
+    assert list(again.model.config.id2label) == [0]
+
+
 def test_a_run_trains_its_reward_model_once(tmp_path: Path) -> None:
     def run(**model: Any) -> Any:
         names = dict.fromkeys(["reward_path", "reward_model_name", "reward_model_source", "reward_model_quantization"])
