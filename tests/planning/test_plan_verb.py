@@ -12,6 +12,7 @@ import pytest
 
 import tiny
 from aligntune.api import create_sft_trainer
+from aligntune.config.resolve import resolve
 from aligntune.errors import AlignTuneError, ConfigError
 from aligntune.planning import plan as planning
 from aligntune.planning.memory import GIB, needed, peak
@@ -137,6 +138,32 @@ def test_what_each_algorithm_holds(qwen: Path) -> None:
     assert {"value model's weights and states", "value model's activations", "reward model"} <= valued
     classifier = {"dataset": {"task_type": "text_classification"}}
     assert "logits" not in lines(run(qwen, **classifier))
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "ppo", "grpo", "dapo", "dr_grpo", "gspo", "neural_mirror_grpo"])
+def test_the_plan_knows_what_the_algorithm_says_of_itself(algorithm: str, qwen: Path) -> None:
+    from aligntune.algorithms import base
+    from aligntune.planning.situation import has_reference, phases_of
+    from aligntune.trainers import online_plan
+
+    spec = base.get(algorithm)
+    trains: list[dict[str, Any]] = (
+        [{}, {"reference_free": True}] if algorithm == "dpo" else [{"kl_coef": 0.0}, {"kl_coef": 0.1}]
+    )
+    for train in trains:
+        found = resolve(run(qwen, algorithm, train=train)).config
+        assert has_reference(found) == spec.needs(found.train).reference, train
+        if algorithm != "dpo":
+            assert phases_of(found) == online_plan.make_plan(found, spec)
+
+
+def test_a_classifier_has_no_language_model_head(tmp_path: Path) -> None:
+    for tied in (True, False):
+        (tmp_path / "config.json").write_text(json.dumps(QWEN | {"tie_word_embeddings": tied}))
+        plan = make_plan(run(tmp_path, dataset={"task_type": "token_classification"}))
+        assert plan.situation.training.shape.parameters == 494_032_768
+        assert plan.moments["end of the backward pass"]["gradients"] == 4 * 494_032_768
+        assert "gradient of the embedding" not in plan.moments["end of the backward pass"]
 
 
 def test_precision_and_quantisation(qwen: Path) -> None:

@@ -23,7 +23,7 @@ def plan(
     ctx: typer.Context,
     file: ConfigFile = None,
     gpu_memory: Annotated[
-        float | None, typer.Option(help="GiB that the GPU has. Unset: what is free on the first visible one.")
+        float | None, typer.Option(min=0.1, help="GiB that the GPU has. Unset: what is free on the first visible one.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in GiB.")] = False,
 ) -> None:

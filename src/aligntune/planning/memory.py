@@ -142,14 +142,15 @@ def moments(t: Training) -> dict[str, dict[str, float]]:
     layer = t.batch.tokens * layer_bytes(t) + (cast_bytes(t, s.layer_matrices) if t.mixed else 0)
     saved = {"activations": saved_bytes(t)} | critic | earlier
     # Under checkpointing the casts of the layers live only as long as autocast's cache, in the forward pass.
-    head_cast = cast_bytes(t, s.embedding)
+    reads_head = t.head != "none"
+    head_cast = cast_bytes(t, s.embedding) if reads_head else 0
     casts = cast_bytes(t, s.layers * s.layer_matrices) + head_cast
     found = {
         "end of the forward pass": kept | saved | {"bf16 copies of weights": casts, "logits": head_forward(t)},
         "start of the backward pass": kept | saved | {"bf16 copies of weights": head_cast if t.checkpointing else casts,
                                                       "logits and head's gradient": head_backward(t)},
         "end of the backward pass": kept | {"gradients": gradients + values, "activations of a layer": layer,
-                                            "gradient of the embedding": t.trained * s.embedding if t.full and s.tied else 0},
+                                            "gradient of the embedding": t.trained * s.embedding if t.full and s.tied and reads_head else 0},
         "optimiser step": kept | {"gradients": gradients + values,
                                   "temporaries": OPTIMIZERS[t.optimizer][1] * (gradients + values)},
     }  # fmt: skip

@@ -48,6 +48,8 @@ def situation(run: Run, card: float | None = None) -> Situation:
     backend = choose(run)[0].name
     model, notes = run.model, [f"backend {backend}", "a GPU with bf16 (Ampere or newer)"]
     shape = read_shape(_weights(run))
+    if _classifies(run):
+        shape = replace(shape, tied=True)  # a few rows of a classifier take the place of a language-model head
     if backend == "unsloth":
         notes.append("Unsloth brings kernels of its own: expect less than these numbers, which are those of TRL")
     attention = _attention(model.attn_implementation, shape)
