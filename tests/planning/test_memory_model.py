@@ -187,6 +187,11 @@ def test_weights_and_states() -> None:
     assert memory.optimizer_bytes(small) == 8 * adapter
     assert memory.weight_bytes(replace(small, quantised="4bit")) == matrices * 0.5625 + 4 * (n - matrices) + 4 * adapter
     assert memory.weight_bytes(replace(small, quantised="8bit")) == matrices + 4 * (n - matrices) + 4 * adapter
+    four = replace(small, quantised="4bit", head="loss")
+    assert (
+        memory.saved_bytes(four) == 24 * 16_384 * 4 * 896
+    )  # float32 inputs of checkpointed layers, since embeddings are
+    assert moments(four)["end of the forward pass"]["bf16 copies of weights"] == 2 * embedding
     assert memory.optimizer_bytes(replace(QWEN, optimizer="sgd")) == 0
     assert memory.optimizer_bytes(replace(QWEN, optimizer="adamw_8bit")) == pytest.approx(
         2.032 * (n - embedding) + 8 * embedding

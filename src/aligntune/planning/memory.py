@@ -114,6 +114,9 @@ class Training:
 
     @property
     def residual(self) -> int:
+        """r: that of the embedding, which PEFT turns into float32 beside quantised matrices."""
+        if self.quantised is not None:
+            return 4
         return self.trained if self.full else self.compute
 
     @property
@@ -142,15 +145,16 @@ def moments(t: Training) -> dict[str, dict[str, float]]:
     layer = t.batch.tokens * layer_bytes(t) + (cast_bytes(t, s.layer_matrices) if t.mixed else 0)
     saved = {"activations": saved_bytes(t)} | critic | earlier
     # Under checkpointing the casts of the layers live only as long as autocast's cache, in the forward pass.
-    reads_head = t.head != "none"
-    head_cast = cast_bytes(t, s.embedding) if reads_head else 0
+    # A float32 head is copied whole, but by TRL, which copies a tile at a time.
+    copies_head = (t.mixed or t.quantised is not None) and t.head in ("loss", "log_probs", "full")
+    head_cast = t.compute * s.embedding if copies_head else 0
     casts = cast_bytes(t, s.layers * s.layer_matrices) + head_cast
     found = {
         "end of the forward pass": kept | saved | {"bf16 copies of weights": casts, "logits": head_forward(t)},
         "start of the backward pass": kept | saved | {"bf16 copies of weights": head_cast if t.checkpointing else casts,
                                                       "logits and head's gradient": head_backward(t)},
         "end of the backward pass": kept | {"gradients": gradients + values, "activations of a layer": layer,
-                                            "gradient of the embedding": t.trained * s.embedding if t.full and s.tied and reads_head else 0},
+                                            "gradient of the embedding": t.trained * s.embedding if t.full and s.tied and t.head != "none" else 0},
         "optimiser step": kept | {"gradients": gradients + values,
                                   "temporaries": OPTIMIZERS[t.optimizer][1] * (gradients + values)},
     }  # fmt: skip
