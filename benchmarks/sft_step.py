@@ -2,7 +2,8 @@
 
 An ARM is joined from: sdpa | varlen (attention), compile (decoder layers), gc (gradient checkpointing), micro8k (two
 micro-batches of 8,192 tokens for one of 16,384), plain (the model's own logits and loss for the chunked head), lora
-(rank 16 on all projections), thrifty (compiled layers keep the results of matrix products and attention only).
+(rank 16 on all projections), cheap, half or mlp (what compiled layers recompute), split or splitbf16 (our AdamW with exact
+masters; moments float32 or bfloat16).
 Weights bfloat16, fused AdamW in bfloat16, packed rows of 16,384 tokens an optimiser step, real tokens counted.
 """
 
@@ -20,6 +21,7 @@ from aligntune.models.forward import packed_loss, trunk_hidden
 from aligntune.models.kernels.attention import resolve_attention
 from aligntune.models.kernels.compile import compile_layers
 from aligntune.models.packed import PackedRows
+from aligntune.optim.split_adamw import SplitAdamW
 
 WARMUP = 4
 
@@ -33,24 +35,30 @@ def loss_of(model, rows: PackedRows, plain: bool) -> torch.Tensor:
 
 def run(shape: str, steps: int, arm: str, out: str | None, profile: bool) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    wanted = "sdpa" if "sdpa" in arm else "auto"
+    parts = arm.split("-")
+    wanted = "sdpa" if "sdpa" in parts else "auto"
     implementation, _ = resolve_attention(wanted, device)
     model = build_model(shape, device, implementation).train()
-    if "gc" in arm:
+    if "gc" in parts:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if "lora" in arm:
+    if "lora" in parts:
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets)
         get_peft_model(
             model, config, autocast_adapter_dtype=False
         )  # in place: the layers of `model` carry the adapters
-        if "gc" in arm:
+        if "gc" in parts:
             model.enable_input_require_grads()
-    if "compile" in arm:
+    if "compile" in parts:
         torch._dynamo.reset()
-        compile_layers(model, save="matmuls" if "thrifty" in arm else "all")
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=device == "cuda")
-    micro = 2 if "micro8k" in arm else 1
+        compile_layers(model, keep=next((keep for keep in ("cheap", "half", "mlp") if keep in parts), "all"))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if "split" in parts or "splitbf16" in parts:
+        moments = torch.bfloat16 if "splitbf16" in parts else torch.float32
+        optimizer = SplitAdamW(trained, lr=1e-5, moments=moments)
+    else:
+        optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=device == "cuda")
+    micro = 2 if "micro8k" in parts else 1
     batches = packed_batches(steps * micro, 16_384 // micro if device == "cuda" else 4096, SHAPES[shape]["vocab_size"])
     ready = [PackedRows.build(rows, [[True] * len(row) for row in rows], device) for rows in batches]
 
@@ -58,7 +66,7 @@ def run(shape: str, steps: int, arm: str, out: str | None, profile: bool) -> Non
         group = ready[i * micro : (i + 1) * micro]
         total = sum(len(rows.targets) for rows in group)
         for rows in group:
-            (loss_of(model, rows, "plain" in arm) / total).backward()
+            (loss_of(model, rows, "plain" in parts) / total).backward()
         optimizer.step()
         optimizer.zero_grad()
         return sum(rows.input_ids.shape[1] for rows in group)

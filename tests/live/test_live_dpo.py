@@ -19,6 +19,7 @@ from aligntune.config.run import RLRunConfig
 from aligntune.errors import AlignTuneError
 from aligntune.models.load import loading_arguments
 from live.cases import Case, Observe, observed, session
+from live.compiled import kept
 
 ROOT: dict[str, Path] = {}
 
@@ -189,6 +190,8 @@ CASES: list[Case] = [
     Case("model.sft_path", Here("other"), lambda s: float(next(s.model.parameters()).detach().sum())),
     Case("model.precision", "fp16", lambda s: str(s.config.model.precision), against="fp32"),
     Case("model.quantization", {"load_in_4bit": True}, outcome),
+    Case("model.compile", True, kept),
+    Case("model.selective_checkpointing", "half", kept, base={"model.lora_dropout": 0.0}),
     Case("model.attn_implementation", "eager", lambda s: s.model.config._attn_implementation),
     Case("model.gradient_checkpointing", True, arg("gradient_checkpointing")),
     Case("model.max_memory", {"cpu": "1MB"}, loading("max_memory")),

@@ -18,6 +18,7 @@ from aligntune.config.run import RLRunConfig
 from aligntune.errors import AlignTuneError
 from aligntune.models.load import loading_arguments
 from live.cases import Case, Observe, observed, session
+from live.compiled import kept
 
 ROOT: dict[str, Path] = {}
 ONLINE = applies.ONLINE - {AlgorithmType.META_ES}
@@ -228,6 +229,8 @@ CASES: list[Case] = [
     Case("model.reward_model_source", {"source_type": "pretrained_local", "model_path": Here("reward")}, lambda s: s.rewards.names),
     Case("model.precision", "fp16", lambda s: str(s.config.model.precision), against="fp32"),
     Case("model.quantization", {"load_in_4bit": True}, outcome),
+    Case("model.compile", True, kept),
+    Case("model.selective_checkpointing", "half", kept, base={"model.lora_dropout": 0.0}),
     Case("model.attn_implementation", "eager", lambda s: s.model.config._attn_implementation),
     Case("model.gradient_checkpointing", True, arg("gradient_checkpointing")),
     Case("model.max_memory", {"cpu": "1MB"}, loading("max_memory")),

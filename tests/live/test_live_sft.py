@@ -16,6 +16,7 @@ from aligntune.config.run import RunConfig
 from aligntune.errors import AlignTuneError
 from aligntune.models.load import loading_arguments
 from live.cases import Case, Observe, observed, session
+from live.compiled import kept
 
 FOLDER: dict[str, Path] = {}
 
@@ -157,6 +158,8 @@ CASES: list[Case] = [
     Case("model.name_or_path", Here("other"), lambda s: float(next(s.model.parameters()).detach().sum())),
     Case("model.precision", "fp16", lambda s: s.config.train.fp16, against="fp32"),
     Case("model.quantization", {"load_in_4bit": True}, refusal, base=LORA),
+    Case("model.compile", True, kept),
+    Case("model.selective_checkpointing", "half", kept),
     Case("model.attn_implementation", "eager", lambda s: s.model.config._attn_implementation),
     Case("model.gradient_checkpointing", False, arg("gradient_checkpointing")),
     Case("model.use_gradient_checkpointing", False, arg("gradient_checkpointing")),

@@ -22,6 +22,8 @@ REFUSED: dict[Path, str] = {
     ("train", "assistant_only_loss"): _ONE_LABEL,
     ("train", "loss_type"): _ONE_LABEL,
     ("train", "activation_offloading"): "is for language modelling",
+    ("model", "compile"): "is for language modelling",
+    ("model", "selective_checkpointing"): "is for language modelling",
     ("dataset", "chat_template"): "texts are classified as they are",
     ("dataset", "system_prompt"): "texts are classified as they are",
     ("dataset", "streaming"): "the classes are counted before training, which a stream does not allow",
@@ -58,7 +60,7 @@ def classification_contradictions(config: SFTRunConfig) -> Iterator[tuple[Path, 
     for (name, setting), why in REFUSED.items():
         for where, section in _sections(config, str(name)):
             value = getattr(section, str(setting))
-            if section.is_set(str(setting)) and value not in (False, None, "nll"):
+            if section.is_set(str(setting)) and value not in (False, None, "nll", "off"):
                 yield (*where, setting), f"has no effect on {task.value}: {why}"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from aligntune.config.classification import classification_contradictions
+from aligntune.config.enums import SPLIT_OPTIMIZERS, PrecisionType
 from aligntune.config.enums import AlgorithmType as A
 from aligntune.config.launch import launch_contradictions
 from aligntune.config.rewards import RewardConfig
@@ -21,6 +22,13 @@ def derived(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, Any, str
     if config.train.is_set("metric_for_best_model") and metric and not config.train.is_set("greater_is_better"):
         lower = metric.endswith(("loss", "perplexity"))
         yield ("train", "greater_is_better"), not lower, f"{'less' if lower else 'more'} is better for {metric}"
+    model = config.model
+    if (
+        model.selective_checkpointing != "off"
+        and not model.is_set("gradient_checkpointing")
+        and model.gradient_checkpointing
+    ):
+        yield ("model", "gradient_checkpointing"), False, "selective_checkpointing takes its place"
     if isinstance(config, RLRunConfig):
         yield from _rl(config)
 
@@ -108,10 +116,32 @@ def contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, s
         config.model.peft_enabled if isinstance(config, SFTRunConfig) else config.model.use_peft
     ):
         yield ("model", "quantization"), "quantised weights cannot be trained: turn LoRA on"
+    yield from _speed_contradictions(config)
     if isinstance(config, SFTRunConfig):
         yield from _sft_contradictions(config)
     else:
         yield from _rl_contradictions(config)
+
+
+def _speed_contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, str]]:
+    model, optimizer = config.model, config.train.optimizer
+    if model.selective_checkpointing != "off":
+        if model.compile is False:
+            yield ("model", "selective_checkpointing"), "needs compiled layers: leave compile: false out"
+        if model.gradient_checkpointing and model.is_set("gradient_checkpointing"):
+            yield ("model", "selective_checkpointing"), "and gradient_checkpointing: true exclude each other; keep one"
+    if optimizer in SPLIT_OPTIMIZERS:
+        if any(getattr(source.task_type, "is_classification", False) for source in config.sources):
+            yield ("train", "optimizer"), f"{optimizer} is for language modelling: use adamw_torch"
+        if model.lora is not None:
+            yield ("train", "optimizer"), f"{optimizer} is for full fine-tuning: LoRA's few weights are float32 anyway"
+        if model.precision in (PrecisionType.FP16, PrecisionType.FP32):
+            yield (
+                ("train", "optimizer"),
+                f"{optimizer} splits bfloat16 weights: use precision bf16, not {model.precision.value}",
+            )
+        if config.launch.strategy in ("fsdp2", "zero2", "zero3"):
+            yield ("train", "optimizer"), f"{optimizer} needs whole weights: use launch.strategy ddp, or adamw_torch"
 
 
 def _sft_contradictions(config: SFTRunConfig) -> Iterator[tuple[Path, str]]:

@@ -59,3 +59,7 @@ class TaskType(Choice):
     @property
     def is_classification(self) -> bool:
         return self in (TaskType.TEXT_CLASSIFICATION, TaskType.TOKEN_CLASSIFICATION)
+
+
+SPLIT_OPTIMIZERS = ("adamw_split", "adamw_split_bf16")
+"""Optimisers of our own (`aligntune.optim.split_adamw`)."""

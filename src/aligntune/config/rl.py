@@ -49,6 +49,12 @@ class ModelConfig(Section):
     """Attention kernel. `auto`: flash-attention if installed, else torch's varlen kernel (CUDA, sm80+), else sdpa."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+    compile: bool | None = None
+    """Compile the decoder layers (native backend); the first steps then take some ten seconds longer. Unset: on a CUDA GPU, for DPO.
+    (Addition.)"""
+    selective_checkpointing: Annotated[str, OneOf("off", "cheap", "half", "mlp")] = "off"
+    """What compiled layers recompute in the backward pass: `cheap`, all but matrix products and attention; `half`, also one
+    of the two wide products of a gated MLP; `mlp`, both. Between no checkpointing and `gradient_checkpointing`. (Addition.)"""
     max_memory: dict[str | int, str | int] | None = None
     """Memory limit per device for `device_map`."""
     device_map: str | dict[str, Any] | None = None
@@ -187,7 +193,9 @@ class TrainingConfig(Section):
     weight_decay: Weight = 0.01
     """Decoupled weight decay."""
     optimizer: str = "adamw_torch"
-    """Optimiser, by transformers' names."""
+    """Optimiser, by transformers' names (on a GPU the default is its fused kernel), or of our own on the native backend:
+    `adamw_split`, bfloat16 weights with exact float32 masters in 14 bytes a weight for 16, gradient included;
+    `adamw_split_bf16`, moments in bfloat16 too, rounded stochastically: 10 bytes."""
     lr_scheduler: str = "cosine"
     """Learning-rate schedule, by transformers' names."""
     warmup_steps: Size = 0

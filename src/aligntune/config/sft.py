@@ -42,7 +42,14 @@ class ModelConfig(Section):
     attn_implementation: Attention = "auto"
     """Attention kernel. `auto`: flash-attention if installed, else torch's varlen kernel (CUDA, sm80+), else sdpa."""
     gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time. (Off while unset, if
+    `selective_checkpointing` is given.)"""
+    compile: bool | None = None
+    """Compile the decoder layers (native backend); the first steps then take some ten seconds longer. Unset: on a CUDA GPU, for language modelling.
+    (Addition.)"""
+    selective_checkpointing: Annotated[str, OneOf("off", "cheap", "half", "mlp")] = "off"
+    """What compiled layers recompute in the backward pass: `cheap`, all but matrix products and attention; `half`, also one
+    of the two wide products of a gated MLP; `mlp`, both. Between no checkpointing and `gradient_checkpointing`. (Addition.)"""
     max_memory: dict[str | int, str | int] | None = None
     """Memory limit per device for `device_map`, e.g. `{"0": "20GB", "cpu": "60GB"}`."""
     device_map: str | dict[str, Any] | None = "auto"
@@ -185,7 +192,9 @@ class TrainingConfig(Section):
     remove_unused_columns: bool = False
     """Drop every column but the model's inputs. False keeps `preserve_columns`."""
     optimizer: str = "adamw_torch"
-    """Optimiser, by transformers' names."""
+    """Optimiser, by transformers' names (on a GPU the default is its fused kernel), or of our own on the native backend:
+    `adamw_split`, bfloat16 weights with exact float32 masters in 14 bytes a weight for 16, gradient included;
+    `adamw_split_bf16`, moments in bfloat16 too, rounded stochastically: 10 bytes."""
     lr_scheduler: str = "cosine"
     """Learning-rate schedule, by transformers' names."""
     group_by_length: bool = False

@@ -7,8 +7,9 @@ moved in one go, so that a step waits for the device nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,6 +103,19 @@ class PackedRows:
         }
         moved = {name: _move(tensor, device) for name, tensor in tensors.items()}
         return cls(**moved, max_length=int(lengths.max()), counts=tuple(counts.tolist()))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedRows:
+        """The same rows on a device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self, device: Any = None) -> PackedRows:
+        """The same rows in page-locked memory, from which a device can copy while it computes."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> PackedRows:
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {name: change(x) if isinstance(x, Tensor) else x for name, x in values.items()}
+        return PackedRows(**changed)
 
     @property
     def no_mask(self) -> Tensor:

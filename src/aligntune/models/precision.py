@@ -17,9 +17,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Precision:
-    """`compute` is the format of matrix products; trained weights stay in float32 (mixed precision)."""
+    """`compute` is the format of matrix products. Trained weights stay in float32 (mixed precision) or, when `split`, have
+    the compute format too, and their optimiser keeps what is missing to float32."""
 
     compute: torch.dtype
+    split: bool = False
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether trained weights are converted for every product."""
+        return self.compute is not self.weights(trained=True)
 
     @property
     def name(self) -> str:
@@ -27,7 +34,7 @@ class Precision:
 
     def weights(self, *, trained: bool) -> torch.dtype:
         """Format of the weights: float32 masters when they are trained, the compute format when frozen (LoRA's base)."""
-        return torch.float32 if trained else self.compute
+        return torch.float32 if trained and not self.split else self.compute
 
 
 def device() -> torch.device:

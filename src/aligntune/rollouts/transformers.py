@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from aligntune.errors import ConfigError
 from aligntune.models.forward import causal_model
+from aligntune.models.kernels.compile import decoding_layers
 from aligntune.models.wrapped import entered_below
 from aligntune.rollouts.base import Rollouts, SamplingParams, check_prompts, cut_at_stop
 from aligntune.rollouts.sampling import chosen_log_probs, reshaped, tempered
@@ -161,7 +162,8 @@ def _as_found(model: nn.Module, causal: Any) -> Iterator[None]:
     config, causal.generation_config = causal.generation_config, GenerationConfig()
     model.eval()
     try:
-        yield
+        with decoding_layers(causal, compiled=False):
+            yield
     finally:
         causal.generation_config = config
         for module, training in modes:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from aligntune.config.enums import SPLIT_OPTIMIZERS
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.errors import ConfigError, require
 from aligntune.models.precision import Precision, device
+from aligntune.optim.split_adamw import SplitAdamW
 
 LARGE_EPOCHS = 1_000_000
 """Passes when only `max_steps` counts."""
@@ -39,9 +41,9 @@ def training_arguments(
         "weight_decay": train.weight_decay,
         "warmup_steps": train.warmup_steps if train.warmup_steps else min(train.warmup_ratio, 1 - 1e-9),
         "max_grad_norm": train.max_grad_norm,
-        "optim": train.optimizer,
+        "optim": _transformers_name(train),
         "lr_scheduler_type": train.lr_scheduler,
-        "bf16": precision.compute is torch.bfloat16,
+        "bf16": precision.compute is torch.bfloat16 and precision.autocasts,
         "fp16": precision.compute is torch.float16,
         "use_cpu": device().type == "cpu",
         "gradient_checkpointing": run.model.gradient_checkpointing,
@@ -75,6 +77,31 @@ def training_arguments(
         made = cls(**(values | more))
     made.asked = values | more  # for a backend that must show that it kept them
     return made
+
+
+def splits(run: SFTRunConfig | RLRunConfig) -> bool:
+    """Whether the run's optimiser splits bfloat16 weights."""
+    return run.train.optimizer in SPLIT_OPTIMIZERS
+
+
+def own_optimizer(run: SFTRunConfig | RLRunConfig, arguments: TrainingArguments) -> dict[str, Any]:
+    """The argument by which a native trainer gets an optimiser of our own; empty for transformers' optimisers."""
+    if not splits(run):
+        return {}
+    settings = {
+        "lr": arguments.learning_rate, "betas": (arguments.adam_beta1, arguments.adam_beta2), "eps": arguments.adam_epsilon,
+        "moments": torch.bfloat16 if run.train.optimizer == "adamw_split_bf16" else torch.float32,
+    }  # fmt: skip
+    return {"optimizer_cls_and_kwargs": (SplitAdamW, settings)}
+
+
+def _transformers_name(train: Any) -> str:
+    """The optimiser in transformers' words. The default becomes its fused kernel on a GPU: the same update, without the
+    temporaries; one of our own is handed over separately."""
+    if train.optimizer in SPLIT_OPTIMIZERS:
+        return "adamw_torch"
+    fused = not train.is_set("optimizer") and device().type == "cuda"
+    return "adamw_torch_fused" if fused else str(train.optimizer)
 
 
 def _check_hardware(run: SFTRunConfig | RLRunConfig) -> None:

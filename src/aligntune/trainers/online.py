@@ -21,7 +21,7 @@ from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
 from aligntune.rewards import RewardSet
 from aligntune.rollouts.base import SamplingParams
 from aligntune.rollouts.select import select_engine
-from aligntune.trainers.arguments import training_arguments
+from aligntune.trainers.arguments import own_optimizer, training_arguments
 from aligntune.trainers.asking import Asker
 from aligntune.trainers.critic import Critic
 from aligntune.trainers.dropout import disable_dropout
@@ -262,6 +262,7 @@ class OnlineSession(Session):
             held_out=self.held_out(),
             processing_class=self.tokenizer,
             callbacks=list(callbacks),
+            **own_optimizer(self.config, arguments),
             eval_dataset=self.eval_rows,
             train_dataset=self.train_rows,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from aligntune.algorithms.sft import supervised_loss
+from aligntune.data import PackedCollator
 from aligntune.models.forward import packed_log_probs, packed_loss
 from aligntune.models.packed import PackedRows
 from aligntune.trainers.evaluating import LanguageModelEvaluation
@@ -19,8 +22,7 @@ class PackedSFTTrainer(AutocastLoss, LanguageModelEvaluation, Trainer):
     """One padding-free forward a micro-batch; the head on trained tokens only, chunk by chunk.
 
     The loss is summed over trained tokens and divided by their number in the whole optimiser batch, so that it depends
-    neither on micro-batches nor on packing. Batches are those of `PackedCollator`: `input_ids`, `position_ids`, `labels`,
-    [1, T] each.
+    neither on micro-batches nor on packing. Batches are those of `PackedRowsCollator`.
     """
 
     def __init__(self, *args: Any, loss_type: str = "nll", **kwargs: Any) -> None:
@@ -28,7 +30,7 @@ class PackedSFTTrainer(AutocastLoss, LanguageModelEvaluation, Trainer):
         self.loss_type = loss_type
         self.model_accepts_loss_kwargs = True
         if loss_type != "nll" or self.args.label_smoothing_factor:
-            self.token_nll = lambda model, inputs: packed_loss(model, _rows(inputs), reduction="sum")
+            self.token_nll = lambda model, inputs: packed_loss(model, inputs["rows"], reduction="sum")
 
     def compute_loss(
         self,
@@ -37,7 +39,7 @@ class PackedSFTTrainer(AutocastLoss, LanguageModelEvaluation, Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        loss = self._loss(model, _rows(inputs), num_items_in_batch)
+        loss = self._loss(model, inputs["rows"], num_items_in_batch)
         if not self.model.training:
             self.count_loss(model, inputs, loss)
         return (loss, {}) if return_outputs else loss
@@ -59,5 +61,14 @@ class PackedSFTTrainer(AutocastLoss, LanguageModelEvaluation, Trainer):
         return loss.detach(), None, None
 
 
-def _rows(inputs: dict[str, Any]) -> PackedRows:
-    return PackedRows.from_flat(inputs["input_ids"], inputs["position_ids"], inputs["labels"])
+@dataclass(frozen=True)
+class PackedRowsCollator:
+    """A batch: `rows`, laid out while the device still computes the last step, and `input_ids`, `labels` [1, T] for whoever
+    counts tokens."""
+
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        batch = PackedCollator(pad_to_multiple_of=self.pad_to_multiple_of)(rows)
+        packed = PackedRows.from_flat(batch["input_ids"], batch["position_ids"], batch["labels"])
+        return {"rows": packed, "input_ids": batch["input_ids"], "labels": batch["labels"]}

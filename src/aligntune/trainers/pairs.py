@@ -17,7 +17,7 @@ from aligntune.errors import ConfigError, ModelError
 from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, evaluation_row
 from aligntune.evaluation.preference import shot_metrics
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
-from aligntune.trainers.arguments import training_arguments
+from aligntune.trainers.arguments import own_optimizer, training_arguments
 from aligntune.trainers.dropout import disable_dropout
 from aligntune.trainers.keeping import keeping_callbacks
 from aligntune.trainers.pairs_trainer import PairsTrainer
@@ -143,6 +143,7 @@ class PairsSession(Session):
             eval_dataset=held_out,
             processing_class=self.tokenizer,
             callbacks=list(callbacks),
+            **own_optimizer(self.config, arguments),
         )
         trainer.quality = self.shots
         return trainer
@@ -171,7 +172,7 @@ class PairsSession(Session):
         reference = Reference.build(self, self.model) if separate else Reference(self.model, "copy")
         self._check_reference(reference)
         size = self.config.sources[0].precompute_ref_batch_size or self.config.train.per_device_eval_batch_size
-        mixed = self.precision.compute if self.precision.compute != self.precision.weights(trained=True) else None
+        mixed = self.precision.compute if self.precision.autocasts else None
         return with_reference(rows, reference, batch_size=size, autocast=mixed)
 
     def _check_reference(self, reference: Reference) -> None:

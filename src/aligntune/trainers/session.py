@@ -10,9 +10,12 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from aligntune.config.dump import origin_rows, to_yaml
 from aligntune.config.resolve import Resolved
@@ -22,6 +25,7 @@ from aligntune.errors import ConfigError
 from aligntune.models.precision import Precision, resolve_precision
 from aligntune.models.save import push_folder, save_model
 from aligntune.reporting import Recorder, RunDirectory, provenance, recording
+from aligntune.trainers.arguments import splits
 from aligntune.trainers.callbacks import attach_recorder
 from aligntune.trainers.parallel import full_state, wait_for_all
 from aligntune.trainers.quiet import quiet_libraries
@@ -132,7 +136,8 @@ class Session(ABC):
 
     @cached_property
     def precision(self) -> Precision:
-        return resolve_precision(self.config.model.precision)
+        found = resolve_precision(self.config.model.precision)
+        return replace(found, split=splits(self.config) and found.compute is torch.bfloat16)
 
     @property
     def data_seed(self) -> int:

@@ -24,6 +24,7 @@ from aligntune.data.examples import TextExample
 from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, evaluation_row
 from aligntune.evaluation.evaluator import AnswerEvaluator
 from aligntune.evaluation.registry import check_best_metric, metrics_from_config
+from aligntune.models.forward import check_packed, use_padding
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
 from aligntune.trainers.keeping import keeping_callbacks
 from aligntune.trainers.session import Session
@@ -222,9 +223,12 @@ def _cut_text(text: str) -> EvaluationRow | None:
 
 def native_sft_trainer(session: SFTSession, callbacks: Sequence[Any]) -> Any:
     """Our own trainer: one padding-free forward, the head on trained tokens only."""
-    from aligntune.trainers.arguments import training_arguments
-    from aligntune.trainers.packed_sft import PackedSFTTrainer
+    from aligntune.trainers.arguments import own_optimizer, training_arguments
+    from aligntune.trainers.packed_sft import PackedRowsCollator, PackedSFTTrainer
 
+    if problem := check_packed(session.model):
+        logger.info("rows are padded: %s", problem)
+        use_padding(session.model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         arguments = training_arguments(
@@ -234,11 +238,12 @@ def native_sft_trainer(session: SFTSession, callbacks: Sequence[Any]) -> Any:
             session.model,
             arguments,
             loss_type=session.config.train.loss_type,
-            data_collator=PackedCollator(pad_to_multiple_of=session.config.train.pad_to_multiple_of),
+            data_collator=PackedRowsCollator(session.config.train.pad_to_multiple_of),
             train_dataset=session.train_rows,
             eval_dataset=session.eval_rows,
             processing_class=session.tokenizer,
             callbacks=list(callbacks),
+            **own_optimizer(session.config, arguments),
         )
     session.set_up_evaluation(trainer)
     return trainer

@@ -21,7 +21,7 @@ SHAPE = {
 }
 
 
-CACHES = (kernels._compiled_for_training, kernels._compiled_for_thrift, kernels._compiled_for_decoding)
+CACHES = (kernels._compiled_for_training, kernels._compiled_for_decoding)
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def compilations(monkeypatch):
         compiled.cache_clear()
 
 
-@pytest.mark.parametrize("save", ["all", "matmuls"])
-def test_one_compilation_for_all_layers_and_shapes(compilations, save):
+@pytest.mark.parametrize("keep", ["all", "half"])
+def test_one_compilation_for_all_layers_and_shapes(compilations, keep):
     torch.manual_seed(0)
     name, _ = resolve_attention("sdpa", "cpu")
     model = AutoModelForCausalLM.from_config(Qwen2Config(**SHAPE, vocab_size=61), attn_implementation=name)
@@ -47,7 +47,7 @@ def test_one_compilation_for_all_layers_and_shapes(compilations, save):
     rows = [PackedRows.build(batch, [[True] * len(row) for row in batch]) for batch in batches]
     want = [packed_loss(model, r).item() for r in rows]
     want_grads = torch.autograd.grad(packed_loss(model, rows[1]), list(model.parameters()))
-    assert kernels.compile_layers(model, save=save) == 4
+    assert kernels.compile_layers(model, keep=keep) == 4
     got = [packed_loss(model, r).item() for r in rows]
     assert got == pytest.approx(want, rel=1e-5)
     for a, b in zip(
@@ -62,3 +62,26 @@ def test_one_compilation_for_all_layers_and_shapes(compilations, save):
     assert packed_loss(model, rows[0]).item() == pytest.approx(want[0], rel=1e-5)
     kernels.restore_layers(model)
     assert not any("forward" in layer.__dict__ for layer in model.model.layers)
+
+
+def test_what_is_kept(compilations):
+    """`mlp` recomputes the two results that enter the gated MLP, which `cheap` keeps."""
+    torch.manual_seed(0)
+    wide = SHAPE | {"intermediate_size": 160, "num_hidden_layers": 1}
+    kept = {}
+    for keep in ("cheap", "mlp"):
+        model = AutoModelForCausalLM.from_config(Qwen2Config(**wide, vocab_size=61), attn_implementation="sdpa")
+        kernels.compile_layers(model, keep=keep)
+        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        sizes = {}
+
+        def see(tensor, own=own, sizes=sizes):
+            storage = tensor.untyped_storage()
+            if tensor.is_floating_point() and storage.data_ptr() not in own:
+                sizes[storage.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+            model.get_decoder()(input_ids=torch.arange(50)[None], use_cache=False)
+        kept[keep] = sum(sizes.values())
+    assert kept["cheap"] - kept["mlp"] == 2 * 50 * 160

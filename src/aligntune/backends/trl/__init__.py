@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aligntune.backends.base import Run, missing
-from aligntune.config.enums import AlgorithmType
+from aligntune.config.enums import SPLIT_OPTIMIZERS, AlgorithmType
 from aligntune.config.run import SFTRunConfig
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ class TRLBackend:
         return missing("torch") or missing("trl")
 
     def can_run(self, run: Run) -> str | None:
+        if own := _own(run):
+            return own
         if isinstance(run, SFTRunConfig):
             if any(source.task_type.is_classification for source in run.sources):
                 return "has no trainer for classification"
@@ -56,3 +58,11 @@ class TRLBackend:
         from aligntune.backends.trl.grpo import grpo_trainer
 
         return grpo_trainer(session, callbacks)
+
+
+def _own(run: Run) -> str | None:
+    """A setting that only our own trainers have, or None."""
+    if run.train.optimizer in SPLIT_OPTIMIZERS:
+        return f"does not know optimizer {run.train.optimizer}"
+    given = run.model.compile or run.model.selective_checkpointing != "off"
+    return "does not compile decoder layers (compile, selective_checkpointing)" if given else None

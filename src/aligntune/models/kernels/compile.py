@@ -18,16 +18,22 @@ import torch.nn.attention.varlen
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+Keep = Literal["all", "cheap", "half", "mlp"]
+"""What a compiled layer recomputes in its backward pass, in place of keeping it.
 
-def compile_layers(causal: Any, *, save: Literal["all", "matmuls"] = "all") -> int:
+all: keeps whatever the compiler likes, for speed. cheap: recomputes norms, activations and rotations, and keeps the results
+of matrix products and attention. half: of the two wide products that enter a gated MLP, one is recomputed too. mlp: both
+are. A product is wide when its result is more than twice as wide as its input.
+"""
+
+
+def compile_layers(causal: Any, *, keep: Keep = "all") -> int:
     """Compile the decoder layers of a transformers model for training, in place; returns how many. Undone by
     `restore_layers`. The first step then takes some ten seconds on a GPU.
 
-    `save`: what a layer keeps for its backward pass. "all" is the compiler's choice, made for speed; "matmuls" keeps the
-    results of matrix products and attention and recomputes what lies between them, which is cheap (selective
-    activation checkpointing, Korthikanti et al. 2022, arXiv 2205.05198).
+    `keep` other than "all" is selective activation checkpointing (Korthikanti et al. 2022, arXiv 2205.05198).
     """
-    return _replace(causal, _training_step if save == "all" else _thrifty_step)
+    return _replace(causal, partial(_training_step, keep))
 
 
 def restore_layers(causal: Any) -> None:
@@ -63,49 +69,66 @@ def _replace(causal: Any, function: Callable[..., Any]) -> int:
     return len(layers)
 
 
-def _training_step(layer: nn.Module, *inputs: Any, **arguments: Any) -> Any:
-    return _compiled_for_training()(layer, *inputs, **arguments)
+def _training_step(keep: Keep, layer: nn.Module, *inputs: Any, **arguments: Any) -> Any:
+    return _compiled_for_training(keep)(layer, *inputs, **arguments)
 
 
 @cache
-def _compiled_for_training() -> Callable[..., Any]:
+def _compiled_for_training(keep: Keep) -> Callable[..., Any]:
+    contexts = _CONTEXTS[keep]
+
     def training_layer(layer: nn.Module, *inputs: Any, **arguments: Any) -> Any:
-        return type(layer).forward(layer, *inputs, **arguments)
+        def run(*inputs: Any) -> Any:
+            return type(layer).forward(layer, *inputs, **arguments)
+
+        if contexts is None or not torch.is_grad_enabled():
+            return run(*inputs)
+        return checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)
 
     return torch.compile(training_layer, dynamic=True)
 
 
-def _thrifty_step(layer: nn.Module, *inputs: Any, **arguments: Any) -> Any:
-    return _compiled_for_thrift()(layer, *inputs, **arguments)
+class _Policy:
+    """Says of each operation whether its result is kept: of the wide products every `every`-th, or none (0)."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.wide = every, 0
+
+    def __call__(self, _context: Any, operator: Any, *inputs: Any, **_: Any) -> CheckpointPolicy:
+        keep = operator in _COSTLY
+        if keep and operator in _PRODUCTS and _is_wide(*inputs[-2:]):
+            self.wide += 1
+            keep = self.every > 0 and self.wide % self.every == 0
+        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-@cache
-def _compiled_for_thrift() -> Callable[..., Any]:
-    contexts = partial(create_selective_checkpoint_contexts, _policy)
-
-    def thrifty_layer(layer: nn.Module, *inputs: Any, **arguments: Any) -> Any:
-        def run(*inputs: Any) -> Any:
-            return type(layer).forward(layer, *inputs, **arguments)
-
-        return checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)
-
-    return torch.compile(thrifty_layer, dynamic=True)
+def _is_wide(left: Tensor, right: Tensor) -> bool:
+    return bool(right.shape[1] > 2 * left.shape[1])
 
 
-def _policy(_context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in _COSTLY else CheckpointPolicy.PREFER_RECOMPUTE
+def _keep_cheap() -> Any:
+    return create_selective_checkpoint_contexts(_Policy(every=1))
 
 
-_COSTLY = frozenset(
-    {
-        torch.ops.aten.mm.default,
-        torch.ops.aten.addmm.default,
-        torch.ops.torch_attn._varlen_attn.default,
-        torch.ops.aten._scaled_dot_product_flash_attention.default,
-        torch.ops.aten._scaled_dot_product_efficient_attention.default,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    }
-)
+def _keep_half() -> Any:
+    return create_selective_checkpoint_contexts(_Policy(every=2))
+
+
+def _keep_mlp() -> Any:
+    return create_selective_checkpoint_contexts(_Policy(every=0))
+
+
+_PRODUCTS = frozenset({torch.ops.aten.mm.default, torch.ops.aten.addmm.default})
+_COSTLY = _PRODUCTS | {
+    torch.ops.torch_attn._varlen_attn.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
+
+_CONTEXTS: dict[Keep, Callable[[], Any] | None] = {
+    "all": None, "cheap": _keep_cheap, "half": _keep_half, "mlp": _keep_mlp,
+}  # fmt: skip
 
 
 def _decode_step(layer: nn.Module, hidden: Tensor, **arguments: Any) -> Any:

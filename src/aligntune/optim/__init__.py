@@ -1,0 +1,1 @@
+"""Optimisers of our own, beside those of transformers."""
