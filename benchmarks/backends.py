@@ -14,6 +14,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ BACKENDS = ("unsloth", "trl", "native")
 WARMUP = 3
 
 
-def write_parts(folder: Path, shape: str) -> None:
-    """A model, its byte tokenizer, texts and prompts."""
+def write_parts(folder: Path, shape: str, lengths: Sequence[int] | None = None) -> None:
+    """A model, its byte tokenizer, texts (of `lengths` tokens) and prompts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -39,7 +40,7 @@ def write_parts(folder: Path, shape: str) -> None:
     )
     build_model(shape, "cpu").save_pretrained(folder / "model")
     rng = random.Random(0)
-    texts = ["".join(rng.choice("abcdefgh ") for _ in range(length)) for length in text_lengths(512, 1024)]
+    texts = ["".join(rng.choice("abcdefgh ") for _ in range(length)) for length in lengths or text_lengths(512, 1024)]
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text[:64]}) + "\n" for text in texts))
 

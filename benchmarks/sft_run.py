@@ -1,0 +1,197 @@
+"""Supervised fine-tuning by whole trainers, peers beside us: python benchmarks/sft_run.py SHAPE STEPS ARM [ARM ...] [--out FILE].
+
+Ours, through the same config that a user writes (packed rows of 2048, batch 8, no gradient checkpointing):
+    native     float32 masters under autocast, compiled layers (what a GPU gets by default)
+    half       the same, one of the two wide products of every MLP recomputed
+    split      half, AdamW on split bfloat16 weights with float32 moments
+    split16    half, moments in bfloat16
+    lora       rank 16 on all projections
+    trl        the native arm's config on backend trl
+Peers, as their own documentation runs them, on the same texts:
+    trl-pack, trl-pack-liger    TRL's SFTTrainer: float32 weights under autocast, its own packing
+    unsloth-pack, unsloth-lora  Unsloth's FastLanguageModel under TRL's SFTTrainer (its full fine-tuning is bfloat16)
+
+Every arm is a process of its own. They load side by side and train one after another, so that timings do not
+disturb each other. Tokens a second are real tokens over the time of the steps after warm-up, the median over steps; losses
+are those of every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from backends import write_parts
+from shapes import PEAK_FLOPS, SHAPES, report, text_lengths
+
+WARMUP = 6
+LENGTH, BATCH, RATE = 2048, 8, 1e-5
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SPLIT = {"model": {"selective_checkpointing": "half"}, "train": {"optimizer": "adamw_split"}}
+OURS: dict[str, dict[str, Any]] = {
+    "native": {},
+    "half": {"model": {"selective_checkpointing": "half"}},
+    "split": SPLIT,
+    "split16": SPLIT | {"train": {"optimizer": "adamw_split_bf16"}},
+    "lora": {"model": {"peft_enabled": True, "lora_rank": 16, "lora_dropout": 0.0, "target_modules": TARGETS}},
+    "trl": {"backend": "trl"},
+}
+PEERS = ("trl-pack", "trl-pack-liger", "unsloth-pack", "unsloth-lora")
+
+
+@contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """The GPU to oneself."""
+    with (folder / "turn").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def ours(folder: Path, arm: str, steps: int) -> dict[str, Any]:
+    """Train by our API; losses and speed are those of the run's own trail."""
+    import torch
+
+    from aligntune.api import create_trainer
+
+    cuda = torch.cuda.is_available()
+    changes = OURS[arm]
+    output = folder / f"run-{arm}"
+    run: dict[str, Any] = {
+        "algorithm": "sft", "backend": "native", "fallback": False,
+        "dataset": {"name": str(folder / "texts.jsonl"), "task_type": "text_generation"},
+        "model": {"name_or_path": str(folder / "model"), "precision": "bf16" if cuda else "fp32", "max_seq_length": LENGTH, "gradient_checkpointing": False},
+        "train": {"max_steps": steps, "per_device_batch_size": BATCH, "learning_rate": RATE, "lr_scheduler": "constant", "packing": True, "warmup_ratio": 0.0},
+        "logging": {"output_dir": str(output), "loggers": "none", "log_interval": 1, "save_strategy": "no"},
+        "evaluation": {"max_new_tokens": 2},
+    }  # fmt: skip
+    for section, values in changes.items():
+        run[section] = run[section] | values if isinstance(values, dict) else values
+    session = create_trainer(run)
+    session.train_rows, session.model  # noqa: B018  (load before the turn)
+    with turn(folder):
+        session.train(overwrite=True)
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["split"] == "train"]
+    speeds = sorted(row["tokens_per_second"] for row in rows[WARMUP:] if row.get("tokens_per_second"))
+    return {
+        "tokens_per_s": round(speeds[len(speeds) // 2]),
+        "peak_gib": max((row.get("memory_gib") or 0 for row in rows), default=None),
+        "losses": [round(row["loss"], 4) for row in rows],
+    }
+
+
+def peer(folder: Path, arm: str, steps: int) -> dict[str, Any]:
+    """Train by TRL or Unsloth alone."""
+    if arm.startswith("unsloth"):
+        os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
+        import unsloth  # noqa: F401  (it must come before TRL)
+    import torch
+    from datasets import load_dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    cuda, path = torch.cuda.is_available(), str(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if arm.startswith("unsloth"):
+        from unsloth import FastLanguageModel
+
+        full = arm == "unsloth-pack"
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            path, max_seq_length=LENGTH, dtype=torch.bfloat16, load_in_4bit=False, full_finetuning=full, local_files_only=True
+        )  # fmt: skip
+        if not full:
+            model = FastLanguageModel.get_peft_model(
+                model, r=16, lora_alpha=32, lora_dropout=0, target_modules=TARGETS, use_gradient_checkpointing=False
+            )
+    else:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    arguments = SFTConfig(
+        output_dir=str(folder / f"run-{arm}"), per_device_train_batch_size=BATCH, gradient_accumulation_steps=1, max_steps=steps,
+        max_length=LENGTH, report_to="none", save_strategy="no", logging_steps=1, bf16=cuda, use_cpu=not cuda, learning_rate=RATE,
+        lr_scheduler_type="constant", optim="adamw_torch_fused" if cuda else "adamw_torch", disable_tqdm=True, packing=True,
+        use_liger_kernel="liger" in arm, gradient_checkpointing=False,
+    )  # fmt: skip
+    seconds: list[float] = []
+    tokens: list[int] = []
+
+    class Meter(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            torch.cuda.synchronize() if cuda else None
+            tokens.append(0)
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            torch.cuda.synchronize() if cuda else None
+            seconds.append(time.perf_counter() - self.start)
+
+    rows = load_dataset("json", data_files=str(folder / "texts.jsonl"), split="train")
+    trainer = SFTTrainer(
+        model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[Meter()]
+    )
+    inner = trainer.compute_loss
+
+    def counted(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        mask = inputs.get("attention_mask")
+        tokens[-1] += int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
+        return inner(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = counted
+    with turn(folder):
+        trainer.train()
+    speeds = sorted(count / time for count, time in zip(tokens[WARMUP:], seconds[WARMUP:]))
+    return {
+        "tokens_per_s": round(speeds[len(speeds) // 2]),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
+        "losses": [round(row["loss"], 4) for row in trainer.state.log_history if "loss" in row],
+        "gradient_accumulation": trainer.args.gradient_accumulation_steps,
+    }
+
+
+def one(folder: Path, arm: str, steps: int) -> None:
+    found = (peer if arm in PEERS else ours)(folder, arm, steps)
+    (folder / f"{arm}.json").write_text(json.dumps(found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("arms", nargs="+", choices=[*OURS, *PEERS])
+    parser.add_argument("--out")
+    parser.add_argument("--folder", help="(for this script itself) where model and texts are")
+    args = parser.parse_args()
+    if args.folder:
+        one(Path(args.folder), args.arms[0], args.steps)
+        return
+    shape = SHAPES[args.shape]
+    per_layer = 2 * shape["hidden_size"] ** 2 * (1 + shape["num_key_value_heads"] / shape["num_attention_heads"]) + 3 * shape["hidden_size"] * shape["intermediate_size"]  # fmt: skip
+    parameters = shape["num_hidden_layers"] * per_layer + shape["vocab_size"] * shape["hidden_size"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_parts(folder, args.shape, lengths=text_lengths(args.steps * BATCH * 12, LENGTH))
+        started = {
+            arm: subprocess.Popen(
+                [sys.executable, __file__, args.shape, str(args.steps), arm, "--folder", name],
+                stdout=(folder / f"{arm}.log").open("w"), stderr=subprocess.STDOUT,
+            ) for arm in args.arms
+        }  # fmt: skip
+        for arm, process in started.items():
+            failed = process.wait() != 0
+            found = {"failed": (folder / f"{arm}.log").read_text()[-2500:]} if failed else json.loads((folder / f"{arm}.json").read_text())  # fmt: skip
+            if not failed:
+                found["mfu"] = round(6 * parameters * found["tokens_per_s"] / PEAK_FLOPS, 4)
+            report(args.out, benchmark="sft_run", arm=arm, shape=args.shape, steps=args.steps, **found)
+
+
+if __name__ == "__main__":
+    main()
