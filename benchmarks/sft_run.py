@@ -31,8 +31,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backends import write_parts
 from shapes import PEAK_FLOPS, SHAPES, report, text_lengths
+
+from backends import write_parts
 
 WARMUP = 6
 LENGTH, BATCH, RATE = 2048, 8, 1e-5
