@@ -1,0 +1,79 @@
+"""What makes a run fast on a GPU gives the numbers of the plain way: the split optimiser's kernel, compiled layers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+import tiny
+from aligntune.core.backend_factory import create_sft_trainer
+from aligntune.models.forward import packed_loss
+from aligntune.models.kernels import compile as kernels
+from aligntune.models.kernels.attention import resolve_attention
+from aligntune.models.packed import PackedRows
+from aligntune.optim.split_adamw import SplitAdamW
+
+pytestmark = pytest.mark.gpu
+
+SHAPE = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 1000}  # fmt: skip
+
+
+@pytest.mark.parametrize("moments", [torch.float32, torch.bfloat16])
+def test_the_kernel_equals_plain_torch(moments: torch.dtype) -> None:
+    torch.manual_seed(0)
+    start = torch.randn(3, 1001).to(torch.bfloat16)
+    gradients = [(torch.randn(3, 1001) * 0.01).to(torch.bfloat16) for _ in range(20)]
+    found = []
+    for device in ("cpu", "cuda"):
+        parameter = torch.nn.Parameter(start.to(device))
+        optimizer = SplitAdamW([parameter], lr=1e-3, weight_decay=0.1, moments=moments)
+        for gradient in gradients:
+            parameter.grad = gradient.to(device)
+            optimizer.step()
+        found.append((parameter.data.float().cpu(), optimizer.state[parameter]["exp_avg_sq"].float().cpu()))
+    (plain, plain_sq), (kernel, kernel_sq) = found
+    assert (plain != kernel).float().mean() < 0.02  # the last bit, where float32 rounds otherwise
+    torch.testing.assert_close(kernel, plain, rtol=2**-7, atol=1e-6)
+    torch.testing.assert_close(kernel_sq, plain_sq, rtol=2**-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("keep", ["all", "cheap", "half", "mlp"])
+def test_compiled_layers_give_the_plain_gradients(keep: str) -> None:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    name, _ = resolve_attention("auto", "cuda")
+    model = AutoModelForCausalLM.from_config(Qwen2Config(**SHAPE), attn_implementation=name).to("cuda", torch.bfloat16)
+    lengths = [(40, 7, 100), (13, 260), (90, 91, 92)]
+    batches = [
+        PackedRows.build([[i % 900 + 3 for i in range(n)] for n in row], [[True] * n for n in row], "cuda")
+        for row in lengths
+    ]
+    want = [torch.autograd.grad(packed_loss(model, rows), list(model.parameters())) for rows in batches]
+    kernels.compile_layers(model, keep=keep)  # type: ignore[arg-type]
+    for rows, plain in zip(batches, want):
+        for one, other in zip(torch.autograd.grad(packed_loss(model, rows), list(model.parameters())), plain):
+            assert torch.nn.functional.cosine_similarity(one.flatten().float(), other.flatten().float(), 0) > 0.999
+            assert one.float().norm() == pytest.approx(float(other.float().norm()), rel=0.02)
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"compile": False}, {"selective_checkpointing": "half", "optimizer": "adamw_split_bf16"}, {"use_peft": True, "lora_dropout": 0.0},
+], ids=str)  # fmt: skip
+def test_a_native_run(tmp_path: Path, settings: dict[str, Any]) -> None:
+    torch._dynamo.reset()
+    tiny.write_model(tmp_path / "model", hidden_size=128, num_attention_heads=4)
+    tiny.write_rows(tmp_path / "train.jsonl", tiny.chats(64))
+    session = create_sft_trainer(
+        model_name=tmp_path / "model", dataset_name=tmp_path / "train.jsonl", output_dir=tmp_path / "out", precision="bf16", batch_size=16,
+        learning_rate=3e-3, max_steps=30, log_interval=1, loggers="none", backend="native", gradient_checkpointing=False, **settings,
+    )  # fmt: skip
+    session.train()
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["split"] == "train"]
+    assert losses[-1] < losses[0] - (0.1 if settings.get("use_peft") else 1.0)
+    assert session.predict(["say red"])
