@@ -106,7 +106,9 @@ def train(name: str, config: Any, reference: Tensor, rewards: Tensor, *, steps: 
     for step in range(steps):
         actions = evenly(logits.detach().softmax(0))
         old, ref = log_probs(logits.detach(), actions), log_probs(reference.log(), actions)
-        scores = rewards[actions].view(-1, 1 if name == "ppo" else SAMPLES)  # one group of all samples, or a critic at 0
+        scores = rewards[actions].view(
+            -1, 1 if name == "ppo" else SAMPLES
+        )  # one group of all samples, or a critic at 0
         zero = torch.zeros_like(old)
         made = spec.compute_advantages(ScoredRollouts(scores, mask, torch.ones(SAMPLES), old, ref, zero), config)
         batch = RolloutBatch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-
-
-def aligntune(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "aligntune.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+from shell import aligntune
 
 
 @pytest.fixture
@@ -80,6 +77,23 @@ def test_validate_and_explain(run_file: Path) -> None:
     ]
     line = next(line for line in shown.splitlines() if line.startswith("model.precision "))
     assert line.split()[1:] == ["fp32", f"{run_file}:2"]
+
+
+def test_in_a_process_of_its_own(run_file: Path) -> None:
+    """The installed module, started as a shell does: output, exit codes and no traceback."""
+    start = [sys.executable, "-m", "aligntune.cli.main"]
+    told = {
+        "capture_output": True,
+        "text": True,
+        "timeout": 300,
+        "env": os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    }
+    good = subprocess.run([*start, "validate", run_file], **told)  # type: ignore[call-overload]
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "valid (sft" in good.stdout
+    bad = subprocess.run([*start, "validate", run_file, "lerning_rate=1"], **told)  # type: ignore[call-overload]
+    assert bad.returncode == 2
+    assert bad.stderr.startswith("aligntune: ")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import shell
 import tiny
+from shell import Done
 
 
-def aligntune(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "aligntune.cli.main", "reward", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+def aligntune(*arguments: object) -> Done:
+    return shell.aligntune("reward", *arguments)
 
 
 def test_gold_answers_pass_and_wrong_ones_do_not(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 import typer
 
@@ -31,6 +32,7 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
+@cache
 def _register() -> None:
     from aligntune.cli import backends, config, data, doctor, evaluate, models, plan, reward, train
 

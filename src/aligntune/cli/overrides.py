@@ -16,7 +16,7 @@ ConfigFile = Annotated[
 
 
 def split(file: Path | None, extra: list[str]) -> tuple[Path | None, list[str]]:
-    """A first argument that is an override is not a file."""
-    if file is not None and "=" in file.name and not file.exists():
+    """A first argument that is an override (`name=value`, or `--name` before its value) is not a file."""
+    if file is not None and ("=" in file.name or str(file).startswith("--")) and not file.exists():
         return None, [str(file), *extra]
     return file, extra
