@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ import tiny
 from aligntune.cli import main as cli
 from aligntune.cli.overrides import split
 from aligntune.config.resolve import resolve
-from aligntune.rollouts import transformers
+from aligntune.rollouts.base import SamplingParams
 from shell import aligntune
 
 ROOT = Path(__file__).parents[2]
@@ -67,8 +66,13 @@ def place(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "run.yaml").write_text(blocks("README.md", "yaml")[0])
     monkeypatch.chdir(tmp_path)
-    build = transformers._generation_config
-    monkeypatch.setattr(transformers, "_generation_config", lambda asked: build(replace(asked, max_new_tokens=4)))
+    checked = SamplingParams.__post_init__
+
+    def short(params: SamplingParams) -> None:
+        object.__setattr__(params, "max_new_tokens", min(4, params.max_new_tokens))
+        checked(params)
+
+    monkeypatch.setattr(SamplingParams, "__post_init__", short)
     return tmp_path
 
 
