@@ -11,11 +11,13 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from aligntune.reporting.provenance import package_versions
 from aligntune.rewards import Batch, get
 from aligntune.rewards.call import Caller
 from aligntune.rewards.sandbox import isolation
@@ -115,6 +117,8 @@ def main() -> None:
     args = parser.parse_args()
     sums = [{"question": "", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"} for n in range(1000)]
     result = {
+        "command": "python benchmarks/rewards.py " + " ".join(word.rpartition("/")[2] for word in sys.argv[1:]),
+        "versions": package_versions(("math-verify", "sympy")),
         "machine": {
             "cores": len(os.sched_getaffinity(0)),
             "load": os.getloadavg()[0],

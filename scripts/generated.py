@@ -15,7 +15,7 @@ PAGES = {
     "docs/reference.md": reference_page,
     "docs/backends-matrix.md": backends_page,
     "docs/run.schema.json": lambda: json.dumps(json_schema(), indent=1) + "\n",
-    "docs/rewards.md": lambda: "# Rewards\n\n" + table.markdown() + "\n",
+    "docs/rewards.md": lambda: "# Rewards\n\n" + table.INTRO + table.markdown() + "\n",
 }
 
 

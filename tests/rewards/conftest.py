@@ -122,9 +122,19 @@ def reply(text: str) -> dict[str, Any]:
     return {"choices": [{"message": {"role": "assistant", "content": text}}]}
 
 
-@pytest.fixture
-def judge() -> Iterator[Judge]:
+def serving() -> Iterator[Judge]:
     made = Judge()
     yield made
     made.server.shutdown()
     made.server.server_close()
+
+
+@pytest.fixture
+def judge() -> Iterator[Judge]:
+    yield from serving()
+
+
+@pytest.fixture(scope="module")
+def common_judge() -> Iterator[Judge]:
+    """One server for all tests of a file, which do not look at its requests."""
+    yield from serving()

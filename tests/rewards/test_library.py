@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aligntune.rewards import Example, base, get
@@ -26,8 +26,8 @@ NEEDS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def stand_ins(encoder_folder: Path, reward_model_folder: Path, judge: Judge) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def stand_ins(encoder_folder: Path, reward_model_folder: Path, common_judge: Judge) -> dict[str, str]:
     """What the examples leave open, as a test needs real ones."""
 
     def answer(request: dict[str, Any]) -> tuple[int, Any]:
@@ -35,8 +35,8 @@ def stand_ins(encoder_folder: Path, reward_model_folder: Path, judge: Judge) -> 
         quoted = asked.split("<answer_to_judge>")[1].split("</answer_to_judge>")[0]
         return 200, reply("Score: 10" if "Paris" in quoted and "ignore" not in quoted.lower() else "Score: 0")
 
-    judge.answer = answer
-    return {"<encoder>": str(encoder_folder), "<reward model>": str(reward_model_folder), "<judge>": judge.url}
+    common_judge.answer = answer
+    return {"<encoder>": str(encoder_folder), "<reward model>": str(reward_model_folder), "<judge>": common_judge.url}
 
 
 def score(name: str, example: Example, stand_ins: dict[str, str] | None = None) -> float | None:
@@ -124,7 +124,7 @@ FRAGMENTS = [
 
 
 @pytest.mark.parametrize("name", sorted(set(BUILT_IN) - SLOW))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join))
 def test_fragments_in_any_order_are_scored(name: str, completion: str) -> None:
     if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
@@ -136,7 +136,7 @@ def test_fragments_in_any_order_are_scored(name: str, completion: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(BUILT_IN) - SLOW))
-def test_no_completion_breaks_a_reward(name: str, stand_ins: dict[str, str]) -> None:
+def test_no_completion_breaks_a_reward(name: str) -> None:
     """Whatever a model writes is a score in range (the range is checked by the caller) or None, never an exception."""
     if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
         pytest.skip(f"{NEEDS[name]} is not installed")

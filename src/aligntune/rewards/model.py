@@ -77,13 +77,15 @@ class RewardModel:
         """The model's input: by its chat template where it has one, else as a pair (encoders) or as one text."""
         if self.tokenizer.chat_template is not None:
             text = self.tokenizer.apply_chat_template(conversation(prompt, completion), tokenize=False)
-            return self._cut(self.tokenizer(text, add_special_tokens=False))
+            return self._cut(
+                self.tokenizer(text, add_special_tokens=False, verbose=False)
+            )  # no warning of lengths: it is cut
         asked, said = prompt_text(prompt), completion_text(completion)
         if not asked:
-            return self._cut(self.tokenizer(said))
+            return self._cut(self.tokenizer(said, verbose=False))
         if self.tokenizer.sep_token is not None:
-            return self._cut(self.tokenizer(asked, said))
-        return self._cut(self.tokenizer(asked + said))
+            return self._cut(self.tokenizer(asked, said, verbose=False))
+        return self._cut(self.tokenizer(asked + said, verbose=False))
 
     def _cut(self, encoded: Any) -> dict[str, list[int]]:
         """Keep the end, and the token that opens every input."""

@@ -8,6 +8,34 @@ from . import base
 from .base import Example, Reward, describe
 from .samples import completion_text, prompt_text
 
+INTRO = """\
+```yaml
+rewards:
+  - type: math_correctness            # a name of the table below
+    weight: 2.0
+  - type: my_rewards.py:polite        # or module:function, or in Python the function itself
+    params: {words: [please, thanks]}
+    on_error: "null"
+```
+A reward is a function that is called with the arguments it names: `prompt`, `completion`, columns of the dataset, params. It
+returns a number, higher is better, or None where it does not apply. Order of effect: raw score, `shield`, `normalize`, `clip`,
+`weight`, sum. Each stage is logged by the reward's name with mean and standard deviation (`rewards/NAME/mean` is the raw score's,
+`rewards/NAME/weighted/mean` the last one's), with the share of nulls and of errors.
+
+When a reward raises, the run stops and shows the sample and the exception; with `on_error: "null"` both are logged, the sample is
+counted under `rewards/NAME/errors`, and it goes on without that score. NaN or text in place of a number, a column that is not
+there, an unknown name or param, and weights that do not fit are errors that say what to do, as early as they can be known:
+`aligntune validate` names the first kinds without data.
+
+Rewards that run code do it in a sandbox. What is in force on this machine, found by trying, is printed and put into the report
+(`reward code_execution runs code; isolation standard: seccomp filter, Landlock 7, ...; held: network, writes, processes, reads`);
+less than `params: {isolation: strict | standard | minimal}` asks is an error before a model is loaded.
+
+`aligntune reward list NAME` shows one reward in full; `aligntune reward test NAME DATA` tells whether it can be trusted on a
+dataset: gold answers must score full marks and wrong ones must not.
+
+"""
+
 CHECKED_BY = {True: "heuristic", False: "defined"}
 
 
