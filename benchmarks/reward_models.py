@@ -173,13 +173,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=560, help="pairs trained on or held out")
     parser.add_argument("--test", type=int, default=150, help="test pairs, and test texts")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--out", help="write the JSON here, too")
+    parser.add_argument("--out", help="write the JSON here, too; what it holds of the other task is kept")
     args = parser.parse_args()
-    result: dict[str, Any] = {
-        "command": "python benchmarks/reward_models.py "
-        + " ".join(Path(word).name if "/" in word else word for word in sys.argv[1:]),
-        "versions": package_versions(("torch", "transformers")),
-    }
+    known = Path(args.out) if args.out else None
+    result: dict[str, Any] = json.loads(known.read_text(encoding="utf-8")) if known and known.exists() else {}
+    result["versions"] = package_versions(("torch", "transformers"))
+    words = [word.rpartition("/")[2] for word in sys.argv[1:]]
+    command = {"command": " ".join(["python benchmarks/reward_models.py", *words])}
     small = tempfile.mkdtemp()
     args.base = first_layers(args.base, args.layers, small)
     for name, data, measure in (("pairs", args.gsm8k, on_pairs), ("texts", args.alpaca, on_texts)):
@@ -187,7 +187,7 @@ def main() -> None:
             continue
         folder = tempfile.mkdtemp()
         try:
-            result[name] = measure(args, folder)
+            result[name] = command | measure(args, folder)
         finally:
             shutil.rmtree(folder)
         print(json.dumps(result[name], indent=2), flush=True)

@@ -87,7 +87,6 @@ def test_validate_knows_the_rewards(tmp_path: Path) -> None:
     }
     file = tmp_path / "run.yaml"
     file.write_text(json.dumps(run))
-    command = [sys.executable, "-m", "aligntune.cli.main", "validate", str(file)]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    found = shell.aligntune("validate", file)
     assert found.returncode == 2
     assert "did you mean length?" in found.stderr

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from aligntune.config.dump import section_to_yaml
 from aligntune.config.rewards import RewardModelTrainingConfig
 from aligntune.errors import ConfigError
+from aligntune.reporting import RunDirectory
 from aligntune.rewards.model import RewardModel, load
 
-DONE = "reward_training.json"
-"""Beside a model that was trained for a run: from what. A run that asks for the same again takes it as it is."""
+ASKED = "reward_training.yaml"
+"""Beside a model that is trained for a run: from what. A run that asks for the same again takes the model, or goes on with
+a training that was cut off."""
 
 
 def reward_model_of(config: Any) -> RewardModel | None:
@@ -52,11 +54,12 @@ def trained_folder(training: RewardModelTrainingConfig, *, start: str | None, tr
 
     if start is not None:
         training = training.model_copy(update={"base_model_name": start})
-    done = Path(training.output_dir).expanduser() / DONE
-    asked = training.model_dump(mode="python")
-    text = json.dumps(asked, sort_keys=True, default=str)
-    if done.exists() and done.read_text(encoding="utf-8") == text and (done.parent / "model").exists():
-        return done.parent / "model"
-    folder = train_on_texts(training, trust_remote_code=trust_remote_code).folder
-    done.write_text(text, encoding="utf-8")
-    return folder
+    run = RunDirectory(training.output_dir)
+    asked, text = run.path / ASKED, section_to_yaml("reward_training", training)
+    same = asked.exists() and asked.read_text(encoding="utf-8") == text
+    if same and run.model.exists():
+        return run.model
+    if not run.holds_results():  # else the training says that another run is there
+        run.path.mkdir(parents=True, exist_ok=True)
+        asked.write_text(text, encoding="utf-8")
+    return train_on_texts(training, trust_remote_code=trust_remote_code, resume=same).folder

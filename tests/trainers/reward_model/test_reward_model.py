@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 import tiny
 from aligntune.config.base import LoraSettings
@@ -17,9 +19,10 @@ from aligntune.config.enums import PrecisionType
 from aligntune.config.rewards import RewardModelSourceConfig, RewardModelTrainingConfig
 from aligntune.errors import ConfigError, DataError, ModelError, RewardError
 from aligntune.rewards.model import load
+from aligntune.trainers import reward_model
 from aligntune.trainers.reward_held_out import rank_correlation
 from aligntune.trainers.reward_model import RewardTraining, label_texts, train_on_pairs, train_on_texts
-from aligntune.trainers.reward_source import reward_model_of
+from aligntune.trainers.reward_source import reward_model_of, trained_folder
 from aligntune.trainers.reward_trainer import pair_losses
 
 _RNG = random.Random(0)
@@ -152,3 +155,24 @@ def test_a_run_trains_its_reward_model_once(tmp_path: Path) -> None:
     assert reward_model_of(run()) is None
     with pytest.raises(ConfigError, match="keep one"):
         reward_model_of(run(training=training, reward_path="somewhere"))
+
+
+def test_a_training_inside_a_run_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stops(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    training = config(tmp_path, training_texts=TEXTS[:24], num_epochs=2, eval_interval=2)
+    whole = trained_folder(training.model_copy(update={"output_dir": str(tmp_path / "whole")}), start=None)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        patch.setattr(reward_model, "EvaluatesLast", Stops)
+        trained_folder(training, start=None)
+    cut = trained_folder(training, start=None)
+    one, other = (load(str(folder), device="cpu")(["", ""], TEXTS[:2]) for folder in (whole, cut))
+    assert one == other
+    sessions = json.loads((cut.parent / "status.json").read_text())["sessions"]
+    assert [session["from_step"] for session in sessions] == [0, 2]
+    with pytest.raises(ConfigError, match="already holds a run"):
+        trained_folder(training.model_copy(update={"num_epochs": 1}), start=None)
+    assert trained_folder(training, start=None) == cut
