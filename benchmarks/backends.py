@@ -1,20 +1,22 @@
 """The same run on Unsloth, TRL and native, side by side: python benchmarks/backends.py SHAPE STEPS TASK [TASK ...] [--out FILE].
 
-A TASK is sft (full fine-tuning), lora (SFT with rank 16) or grpo (LoRA, length reward, 8 completions of 64 tokens). Each
+A TASK is sft (full fine-tuning), lora (SFT with rank 16) or grpo (LoRA, length reward, 8 completions of 32 tokens). Each
 backend trains in a process of its own: TRL and native in one that this script starts, Unsloth in the child of a parent that
-already holds transformers. Random weights, random texts of instruction-like lengths, padded batches (the one layout that
+already holds transformers. They load side by side and train one after another. Random weights, random texts of instruction-like lengths, padded batches (the one layout that
 all three have); tokens a second and memory are those of the run's own log lines, the first three steps left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ def config(folder: Path, task: str, backend: str, steps: int) -> dict[str, Any]:
     run: dict[str, Any] = {"backend": backend, "fallback": False, "model": model, "train": train, "logging": logging}
     if task == "grpo":
         model |= {"use_peft": True, "lora_dropout": 0.0}
-        train |= {"per_device_batch_size": 16, "num_generations": 8, "max_completion_length": 64, "temperature": 1.0, "top_p": 1.0, "logging_steps": 1, "save_strategy": "no", "kl_coef": 0.0, "group_by_length": False, "mask_truncated_completions": False}  # fmt: skip
+        train |= {"per_device_batch_size": 16, "num_generations": 8, "max_completion_length": 32, "temperature": 1.0, "top_p": 1.0, "logging_steps": 1, "save_strategy": "no", "kl_coef": 0.0, "group_by_length": False, "mask_truncated_completions": False}  # fmt: skip
         return run | {
             "algorithm": "grpo",
             "dataset": {"name": str(folder / "prompts.jsonl")},
@@ -78,13 +80,25 @@ def config(folder: Path, task: str, backend: str, steps: int) -> dict[str, Any]:
     return run | {"algorithm": "sft", "dataset": {"name": str(folder / "texts.jsonl"), "task_type": "text_generation"}, "evaluation": {"max_new_tokens": 4}}  # fmt: skip
 
 
+@contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """The GPU to oneself."""
+    with (folder / "turn").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def train(run: dict[str, Any]) -> None:
     """Train here, or for Unsloth in the child of this process, which holds transformers by then."""
     import transformers  # noqa: F401
 
     from aligntune.api import create_trainer
 
-    create_trainer(run).train(overwrite=True)
+    session = create_trainer(run)
+    if run["backend"] != "unsloth":
+        session.train_rows, session.model  # noqa: B018  (load before the turn)
+    with turn(Path(run["model"]["name_or_path"]).parent):
+        session.train(overwrite=True)
 
 
 def measured(run: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +106,8 @@ def measured(run: dict[str, Any]) -> dict[str, Any]:
     file = Path(run["logging"]["output_dir"]) / "metrics.jsonl"
     rows = [row for row in map(json.loads, file.read_text().splitlines()) if row["split"] == "train"]
     speeds = sorted(row["tokens_per_second"] for row in rows[WARMUP:] if row.get("tokens_per_second"))
-    return {
+    rewards = {"rewards": [round(row["reward"], 4) for row in rows[:20]]} if "reward" in rows[0] else {}
+    return rewards | {
         "losses": [round(row["loss"], 4) for row in rows[:20]],
         "tokens_per_s": round(speeds[len(speeds) // 2]) if speeds else None,
         "peak_gib": max((row["memory_gib"] for row in rows if "memory_gib" in row), default=None),
@@ -114,21 +129,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_parts(folder, args.shape)
-        for task in args.tasks:
-            for backend in args.backends:
-                run = config(folder, task, backend, args.steps)
-                command = [sys.executable, __file__, args.shape, str(args.steps), task, "--one", json.dumps(run)]
-                done = subprocess.run(command, capture_output=True, text=True)
-                found = measured(run) if done.returncode == 0 else {"failed": (done.stdout + done.stderr)[-3000:]}
-                report(
-                    args.out,
-                    benchmark="backends",
-                    task=task,
-                    backend=backend,
-                    shape=args.shape,
-                    steps=args.steps,
-                    **found,
-                )
+        started = {}
+        for task, backend in ((task, backend) for task in args.tasks for backend in args.backends):
+            run = config(folder, task, backend, args.steps)
+            command = [sys.executable, __file__, args.shape, str(args.steps), task, "--one", json.dumps(run)]
+            log = folder / f"{task}-{backend}.log"
+            started[task, backend] = run, log, subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT)
+        for (task, backend), (run, log, process) in started.items():
+            found = measured(run) if process.wait() == 0 else {"failed": log.read_text()[-2500:]}
+            report(args.out, benchmark="backends", task=task, backend=backend, shape=args.shape, steps=args.steps, **found)  # fmt: skip
 
 
 if __name__ == "__main__":

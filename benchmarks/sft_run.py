@@ -2,9 +2,9 @@
 
 Ours, through the same config that a user writes (packed rows of 2048, batch 8, no gradient checkpointing):
     native     float32 masters under autocast, compiled layers (what a GPU gets by default)
-    half       the same, one of the two wide products of every MLP recomputed
-    split      half, AdamW on split bfloat16 weights with float32 moments
-    split16    half, moments in bfloat16
+    mlp        the same, the two wide products of every MLP recomputed
+    split      mlp, AdamW on split bfloat16 weights with float32 moments
+    split16    mlp, moments in bfloat16
     lora       rank 16 on all projections
     trl        the native arm's config on backend trl
 Peers, as their own documentation runs them, on the same texts:
@@ -19,43 +19,32 @@ are those of every step.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from shapes import PEAK_FLOPS, SHAPES, report, text_lengths
 
-from backends import write_parts
+from backends import turn, write_parts
 
 WARMUP = 6
 LENGTH, BATCH, RATE = 2048, 8, 1e-5
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SPLIT = {"model": {"selective_checkpointing": "half"}, "train": {"optimizer": "adamw_split"}}
+SMALL = {"selective_checkpointing": "mlp"}
 OURS: dict[str, dict[str, Any]] = {
     "native": {},
-    "half": {"model": {"selective_checkpointing": "half"}},
-    "split": SPLIT,
-    "split16": SPLIT | {"train": {"optimizer": "adamw_split_bf16"}},
+    "mlp": {"model": SMALL},
+    "split": {"model": SMALL, "train": {"optimizer": "adamw_split"}},
+    "split16": {"model": SMALL, "train": {"optimizer": "adamw_split_bf16"}},
     "lora": {"model": {"peft_enabled": True, "lora_rank": 16, "lora_dropout": 0.0, "target_modules": TARGETS}},
     "trl": {"backend": "trl"},
 }
 PEERS = ("trl-pack", "trl-pack-liger", "unsloth-pack", "unsloth-lora")
-
-
-@contextmanager
-def turn(folder: Path) -> Iterator[None]:
-    """The GPU to oneself."""
-    with (folder / "turn").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def ours(folder: Path, arm: str, steps: int) -> dict[str, Any]:

@@ -53,10 +53,13 @@ def test_compiled_layers_give_the_plain_gradients(keep: str) -> None:
         PackedRows.build([[i % 900 + 3 for i in range(n)] for n in row], [[True] * n for n in row], "cuda")
         for row in lengths
     ]
-    want = [torch.autograd.grad(packed_loss(model, rows), list(model.parameters())) for rows in batches]
+    trained = [
+        p for name, p in model.named_parameters() if "k_proj.bias" not in name
+    ]  # whose gradient is zero but for rounding
+    want = [torch.autograd.grad(packed_loss(model, rows), trained) for rows in batches]
     kernels.compile_layers(model, keep=keep)  # type: ignore[arg-type]
     for rows, plain in zip(batches, want):
-        for one, other in zip(torch.autograd.grad(packed_loss(model, rows), list(model.parameters())), plain):
+        for one, other in zip(torch.autograd.grad(packed_loss(model, rows), trained), plain):
             assert torch.nn.functional.cosine_similarity(one.flatten().float(), other.flatten().float(), 0) > 0.999
             assert one.float().norm() == pytest.approx(float(other.float().norm()), rel=0.02)
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aligntune.errors import ModelError
 from aligntune.models.forward import causal_model, model_head, packed_log_probs
 from aligntune.models.kernels.compile import decoding_layers
 from aligntune.models.kernels.documents import Documents
@@ -207,7 +206,7 @@ def check_rollouts(model: nn.Module, tolerance: float = 0.05) -> str | None:
     name = type(engine.causal).__name__
     try:
         rollouts = engine.generate(prompts, SamplingParams(max_new_tokens=4, seed=0))
-    except (ModelError, TypeError, AttributeError, KeyError) as error:
+    except Exception as error:  # noqa: BLE001  (a patched model may fail in any way; generate is there for it)
         return f"{name} does not run with a cache of ours: {error}"
     rows = PackedRows.from_completions(
         prompts, rollouts.completion_ids, engine.causal.get_input_embeddings().weight.device
