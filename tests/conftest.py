@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -27,3 +30,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_search_through_what_is_loaded() -> None:
+    """Every run of a trainer collects garbage, half a second each over the libraries' millions of objects: those are not garbage."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Greedy answers end after four tokens, for tests that do not look at them: runs show some before and after training."""
+    from aligntune.evaluation.answers import GreedyGenerator
+
+    whole = GreedyGenerator.generate
+
+    def short(self: Any, prompts: Any, *, max_new_tokens: int, **options: Any) -> list[str]:
+        return whole(self, prompts, max_new_tokens=min(4, max_new_tokens), **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GreedyGenerator, "generate", short)
+        yield

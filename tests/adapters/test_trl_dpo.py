@@ -12,7 +12,7 @@ import tiny
 from aligntune.core.backend_factory import create_rl_trainer
 from aligntune.errors import BackendError
 
-pytestmark = pytest.mark.adapter
+pytestmark = [pytest.mark.adapter, pytest.mark.usefixtures("short_answers")]
 pytest.importorskip("trl")
 
 SAME = [

@@ -21,6 +21,8 @@ from aligntune.models.load import loading_arguments
 from live.cases import Case, Observe, observed, session
 from live.compiled import kept
 
+pytestmark = pytest.mark.usefixtures("short_answers")
+
 ROOT: dict[str, Path] = {}
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from aligntune.reporting import palette, story
@@ -43,19 +44,11 @@ def write_report(run_dir: str | Path | RunDirectory) -> Path:
 
 def render(record: RunRecord) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(svg=Markup, cell=_cell, shown=shown, moment=_moment)
     comparisons = story.comparisons(record)
     changed, defaults = _by_section(record.settings)
     groups = metric_groups(record)
     said, kind = OUTCOMES.get(record.outcome, OUTCOMES["unknown"])
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         record=record,
         style=Markup(palette.variables() + palette.DRAWING + (TEMPLATES / "report.css").read_text(encoding="utf-8")),
         title=story.title(record),
@@ -80,6 +73,19 @@ def render(record: RunRecord) -> str:
         provenance=_provenance(record.provenance),
         commands=_commands(record),
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(svg=Markup, cell=_cell, shown=shown, moment=_moment)
+    return environment.get_template("report.html.j2")
 
 
 def _by_section(settings: Sequence[Setting]) -> tuple[dict[str, list[Setting]], dict[str, list[Setting]]]:

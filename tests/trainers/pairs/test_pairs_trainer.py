@@ -16,6 +16,8 @@ from aligntune.errors import ConfigError, DataError
 from aligntune.reporting.text import without_timing
 from aligntune.trainers.length_groups import LengthGroups
 
+pytestmark = pytest.mark.usefixtures("short_answers")
+
 AT_THE_REFERENCE = {
     "sigmoid": math.log(2), "robust": math.log(2), "aot": None, "hinge": 1.0, "ipo": 25.0, "kto": 0.5, "nca_pair": 2 * math.log(2),
     "bco_pair": 2 * math.log(2), "sppo_hard": 50.0, "apo_zero": 1.0, "apo_down": 1.0, "discopop": (math.log(2) + 1) / 2,
