@@ -15,6 +15,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,9 +136,12 @@ def main() -> None:
             command = [sys.executable, __file__, args.shape, str(args.steps), task, "--one", json.dumps(run)]
             log = folder / f"{task}-{backend}.log"
             started[task, backend] = run, log, subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT)
-        for (task, backend), (run, log, process) in started.items():
-            found = measured(run) if process.wait() == 0 else {"failed": log.read_text()[-2500:]}
-            report(args.out, benchmark="backends", task=task, backend=backend, shape=args.shape, steps=args.steps, **found)  # fmt: skip
+        while started:  # in the order in which they end, so that a call that is cut off keeps what it has
+            time.sleep(0.2)
+            for task, backend in [key for key, (_, _, process) in started.items() if process.poll() is not None]:
+                run, log, process = started.pop((task, backend))
+                found = measured(run) if process.returncode == 0 else {"failed": log.read_text()[-2500:]}
+                report(args.out, benchmark="backends", task=task, backend=backend, shape=args.shape, steps=args.steps, **found)  # fmt: skip
 
 
 if __name__ == "__main__":

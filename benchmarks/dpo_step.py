@@ -1,6 +1,7 @@
 """Memory and tokens a second of DPO training, ours against TRL: python benchmarks/dpo_step.py SHAPE STEPS ARM [ARM ...] [--out FILE].
 
-An ARM is native | trl, with gc (gradient checkpointing) joined to it by a dash (trl-gc). Each arm runs in a process of its
+An ARM is native | trl, with gc (gradient checkpointing) joined to it by a dash (trl-gc); native also with compile (layers),
+mlp (they recompute the wide products of the MLP) and split16 (AdamW on split bfloat16 weights). Each arm runs in a process of its
 own on the same pairs: prompts of 100 tokens, answers log-normal with a median of 150, at most 1,024 together, 8 pairs a step,
 full fine-tuning in bfloat16 autocast with a frozen reference. Real tokens of both sides are counted, padding never.
 """
@@ -73,12 +74,14 @@ def model(shape: str, implementation: str):
         return Qwen2ForCausalLM._from_config(config, attn_implementation=implementation, dtype=torch.float32)
 
 
-def native(shape: str, rows: Dataset, common: dict, meter: Meter):
+def native(shape: str, rows: Dataset, common: dict, meter: Meter, parts: list[str]):
     from transformers import TrainingArguments
 
     from aligntune.algorithms import base
     from aligntune.config.algorithms import DPOConfig as Settings
     from aligntune.models.kernels.attention import resolve_attention
+    from aligntune.models.kernels.compile import compile_layers
+    from aligntune.optim.split_adamw import SplitAdamW
     from aligntune.trainers.pairs_trainer import PairsTrainer
     from aligntune.trainers.reference import Reference
 
@@ -86,8 +89,15 @@ def native(shape: str, rows: Dataset, common: dict, meter: Meter):
     policy, frozen = (
         model(shape, resolve_attention("auto", device, Qwen2Config(**SHAPES[shape]))[0]) for _ in range(2)
     )
+    own = {}
     if common["bf16"]:
         frozen.to(torch.bfloat16)
+    if "split16" in parts:
+        policy.to(torch.bfloat16)
+        common |= {"bf16": False}
+        own = {"optimizer_cls_and_kwargs": (SplitAdamW, {"lr": common["learning_rate"], "moments": torch.bfloat16})}
+    if "compile" in parts:
+        compile_layers(policy, keep="mlp" if "mlp" in parts else "all")
     reference = Reference(frozen.eval().requires_grad_(False), "copy")
     arguments = TrainingArguments(**common)
     return PairsTrainer(
@@ -98,10 +108,11 @@ def native(shape: str, rows: Dataset, common: dict, meter: Meter):
         reference=reference,
         train_dataset=rows,
         callbacks=[meter],
+        **own,
     )
 
 
-def trl(shape: str, rows: Dataset, common: dict, meter: Meter):
+def trl(shape: str, rows: Dataset, common: dict, meter: Meter, _: list[str]):
     from trl import DPOConfig, DPOTrainer
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -126,7 +137,7 @@ def run(shape: str, steps: int, arm: str, out: str | None) -> None:
         "disable_tqdm": True, "remove_unused_columns": False, "train_sampling_strategy": "sequential",
     }  # fmt: skip
     meter = Meter()
-    trainer = (native if arm.startswith("native") else trl)(shape, rows, common, meter)
+    trainer = (native if arm.startswith("native") else trl)(shape, rows, common, meter, arm.split("-"))
     trainer.train()
     lengths = [2 * 100 + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
     seconds, tokens = sum(meter.seconds[WARMUP:]), sum(lengths[WARMUP * BATCH :])

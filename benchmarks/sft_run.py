@@ -175,8 +175,12 @@ def main() -> None:
                 stdout=(folder / f"{arm}.log").open("w"), stderr=subprocess.STDOUT,
             ) for arm in args.arms
         }  # fmt: skip
-        for arm, process in started.items():
-            failed = process.wait() != 0
+        while started:  # in the order in which they end, so that a call that is cut off keeps what it has
+            time.sleep(0.2)
+            arm = next((arm for arm, process in started.items() if process.poll() is not None), None)
+            if arm is None:
+                continue
+            failed = started.pop(arm).returncode != 0
             found = {"failed": (folder / f"{arm}.log").read_text()[-2500:]} if failed else json.loads((folder / f"{arm}.json").read_text())  # fmt: skip
             if not failed:
                 found["mfu"] = round(6 * parameters * found["tokens_per_s"] / PEAK_FLOPS, 4)
