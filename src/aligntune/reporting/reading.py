@@ -17,6 +17,9 @@ import yaml
 from aligntune.reporting.provenance import is_secret
 from aligntune.reporting.run import RunDirectory
 
+LONG_LIST = 64
+"""Entries; a longer list is cut on the page."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -101,11 +104,13 @@ class RunRecord:
 
 
 def shown(value: Any) -> str:
-    """A setting's value in one line, as YAML would read it."""
+    """A setting's value in one line, as YAML would read it; of a long list of texts the first, and how many there are."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, list) and len(value) > LONG_LIST:
+        return f"{json.dumps(value[:2], ensure_ascii=False)[:-1]}, ...] ({len(value)} entries)"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
