@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from aligntune import doctor
-from aligntune.backends import versions
+from aligntune.backends import base, versions
 from aligntune.backends.versions import TESTED, judge
 from aligntune.cli.main import _register, app
 
@@ -66,11 +68,33 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert doctor.disk(tmp_path).text.endswith("cannot be written (Permission denied)")
 
 
-def test_the_verb_trains_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Without:
+    """An import path on which a package is not to be found."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.split(".")[0] == self.package:
+            raise ModuleNotFoundError(name, name=name)
+
+
+@pytest.mark.parametrize("absent", [None, "trl"])
+def test_the_verb_trains_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: str | None) -> None:
+    """Without TRL too: what was imported of it is forgotten, and it cannot be found."""
     _register()
+    if absent is not None:
+        for name in [
+            name for name in sys.modules if name.split(".")[0] == absent or name.startswith("aligntune.backends.trl.")
+        ]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setattr(sys, "meta_path", [Without(absent), *sys.meta_path])
+        monkeypatch.setattr(base, "find_spec", lambda name: None if name == absent else find_spec(name))
+        monkeypatch.setattr(doctor, "installed", lambda name: None if name == absent else versions.installed(name))
     monkeypatch.setattr(doctor, "STEPS", 5)
     found = CliRunner().invoke(app, ["doctor", "--output", str(tmp_path)])
-    assert found.exit_code == 0, found.output
+    assert found.exit_code == (0 if absent is None else 1), found.output
+    assert ("trl is not installed" in found.output) == (absent is not None)
     assert re.search(r"ok    smoke run +5 steps in \d+ s, loss 5\.\d+ to [1-5]\.\d+", found.output)
     monkeypatch.setattr(doctor, "_train", lambda folder: [1.0, 2.0])
     assert CliRunner().invoke(app, ["doctor", "--output", str(tmp_path)]).exit_code == 1

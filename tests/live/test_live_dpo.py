@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,6 +150,17 @@ def metrics(s: Any) -> Any:
     return {name: round(value, 4) for name, value in s.evaluate().items()}
 
 
+def asked_with_examples(s: Any) -> Any:
+    """The prompts of an evaluation that have examples in front."""
+    asked: list[Any] = []
+    generate = s._generator().generate
+    s._generator = lambda: SimpleNamespace(
+        generate=lambda prompts, **rest: asked.extend(prompts) or generate(prompts, **rest)
+    )
+    s.evaluate()
+    return [prompt for prompt in map(str, asked) if ": " in prompt]
+
+
 def dropouts(s: Any) -> Any:
     return sum(module.p for module in s.model.modules() if isinstance(module, torch.nn.Dropout))
 
@@ -170,8 +182,8 @@ SHORT = {"train.max_steps": 2}
 FULL = {"model.use_peft": False}
 EVAL = {"eval_dataset": {"name": Here("held.jsonl")}}
 BEST = EVAL | {"train.eval_strategy": "steps", "train.load_best_model_at_end": True, "train.save_interval": 100}
-SHOTS = EVAL | {"train.dpo_eval_enabled": True, "train.max_target_length": 6}
-FEW = SHOTS | {"train.dpo_few_shot_examples_text": "say red: red"}
+SHOTS = EVAL | {"train.dpo_eval_enabled": True, "train.max_target_length": 6, "train.dpo_few_shot_max_samples": 0}
+FEW = SHOTS | {"train.dpo_few_shot_examples_text": "say red: red", "train.dpo_few_shot_max_samples": 3}
 SAMPLED = SHORT | {"logging.sample_logging": {"enabled": True, "interval_steps": 1, "max_new_tokens": 3}}
 
 
@@ -286,11 +298,11 @@ CASES: list[Case] = [
     Case("train.gradient_checkpointing_kwargs", {"use_reentrant": True}, arg("gradient_checkpointing_kwargs")),
     Case("train.group_by_length", False, order),
     Case("train.precompute_ref_log_probs", True, mode),
-    Case("train.dpo_eval_enabled", True, lambda s: sorted(metrics(s)), base=EVAL | {"train.max_target_length": 6}),
+    Case("train.dpo_eval_enabled", True, lambda s: sorted(metrics(s)), base=EVAL | {"train.max_target_length": 6, "train.dpo_few_shot_max_samples": 0}),
     Case("train.dpo_eval_max_samples", 2, lambda s: len(s.eval_rows), base=SHOTS),
     Case("train.dpo_zero_shot_max_samples", 0, lambda s: sorted(metrics(s)), base=SHOTS),
     Case("train.dpo_few_shot_max_samples", 0, lambda s: sorted(metrics(s)), base=FEW),
-    Case("train.dpo_few_shot_examples_text", "say red: red", lambda s: sorted(metrics(s)), base=SHOTS),
+    Case("train.dpo_few_shot_examples_text", "say blue: blue", asked_with_examples, base=FEW),
     # logging
     Case("logging.output_dir", Here("elsewhere"), lambda s: s.directory.path),
     Case("logging.run_name", "mine", arg("run_name")),

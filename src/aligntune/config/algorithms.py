@@ -44,12 +44,9 @@ class DPOConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _few_shot_has_text(self) -> Self:
-        if (
-            self.is_set("dpo_few_shot_max_samples")
-            and self.dpo_few_shot_max_samples
-            and not self.dpo_few_shot_examples_text
-        ):
-            raise ValueError("dpo_few_shot_max_samples needs dpo_few_shot_examples_text (or set it to 0)")
+        asked = self.dpo_eval_enabled or self.is_set("dpo_few_shot_max_samples")
+        if asked and self.dpo_few_shot_max_samples and not self.dpo_few_shot_examples_text:
+            raise ValueError("few-shot answers need dpo_few_shot_examples_text (or set dpo_few_shot_max_samples to 0)")
         return self
 
 

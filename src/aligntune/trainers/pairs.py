@@ -197,7 +197,7 @@ class PairsSession(Session):
             found |= shot_metrics(
                 self._generator(), self.eval_questions, max_samples=train.dpo_zero_shot_max_samples, **common
             )
-        if train.dpo_few_shot_max_samples and train.dpo_few_shot_examples_text:
+        if train.dpo_few_shot_max_samples:
             found |= shot_metrics(
                 self._generator(), self.eval_questions, max_samples=train.dpo_few_shot_max_samples, few_shot=True,
                 examples_text=train.dpo_few_shot_examples_text, **common,
@@ -273,7 +273,7 @@ def _check(run: Any) -> None:
     """ConfigError for settings that could not act in this run."""
     train, source = run.train, run.sources[0]
     dpo_eval = [name for name in ("dpo_eval_max_samples", "dpo_zero_shot_max_samples", "dpo_few_shot_max_samples", "dpo_few_shot_examples_text")
-                if train.is_set(name)]  # fmt: skip
+                if train.is_set(name) and getattr(train, name) != 0]  # fmt: skip
     rules = [
         (source.precompute_ref_log_probs and train.sync_ref_model,
          "dataset.precompute_ref_log_probs: the reference moves with sync_ref_model, so nothing can be computed before; turn one off"),
@@ -283,7 +283,6 @@ def _check(run: Any) -> None:
         (bool(dpo_eval) and not train.dpo_eval_enabled, f"train.{(dpo_eval or [''])[0]}: needs dpo_eval_enabled: true"),
         (train.dpo_eval_enabled and not run.has_eval, "train.dpo_eval_enabled: needs held-out pairs; give eval_dataset or eval_split"),
         (bool(train.use_liger_loss), "train.use_liger_loss: the loss is computed without logits already; leave it out"),
-        (train.sync_ref_model and run.model.use_peft, "train.sync_ref_model: needs full fine-tuning (use_peft: false), where the reference is a copy of its own"),
     ]  # fmt: skip
     problems = [message for broken, message in rules if broken]
     if problems:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from aligntune.errors import ConfigError
@@ -74,7 +75,8 @@ class Reference:
         if hasattr(inner, "peft_config"):
             inner = merged(inner)
         for mine, theirs in zip(self.model.parameters(), inner.parameters(), strict=True):
-            mine.lerp_(theirs.to(mine.dtype), alpha)
+            whole = theirs.full_tensor() if isinstance(theirs, DTensor) else theirs
+            mine.lerp_(whole.to(mine.dtype), alpha)
         self._moved = True
 
     def state_dict(self) -> dict[str, Tensor]:

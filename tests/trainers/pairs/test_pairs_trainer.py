@@ -144,7 +144,7 @@ def test_a_reference_that_follows_at_once_leaves_no_margin(files: Path, tmp_path
 
 
 @pytest.mark.parametrize("settings", [
-    {}, {"use_peft": True}, {"sync_ref_model": True, "ref_model_sync_steps": 2}, {"precompute_ref_log_probs": True},
+    {}, {"use_peft": True}, {"sync_ref_model": True, "ref_model_sync_steps": 2, "use_peft": True}, {"precompute_ref_log_probs": True},
     {"loss_type": "aot", "batch_size": 4, "gradient_accumulation_steps": 2},
 ], ids=str)  # fmt: skip
 def test_resume_is_exact(files: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -241,10 +241,10 @@ def test_pairs_that_teach_nothing_are_dropped_and_counted(
 @pytest.mark.parametrize(("settings", "words"), [
     ({"kl_coef": 0.1}, "beta"),
     ({"precompute_ref_log_probs": True, "sync_ref_model": True}, "sync_ref_model"),
-    ({"sync_ref_model": True, "use_peft": True}, "use_peft"),
+    ({"dpo_eval_enabled": True, "eval_split": "train"}, "dpo_few_shot_examples_text"),
     ({"precompute_ref_log_probs": True, "reference_free": True}, "reference_free"),
     ({"precompute_ref_batch_size": 2}, "precompute_ref_log_probs"),
-    ({"dpo_eval_enabled": True}, "eval_dataset"),
+    ({"dpo_eval_enabled": True, "dpo_few_shot_max_samples": 0}, "eval_dataset"),
     ({"dpo_zero_shot_max_samples": 3}, "dpo_eval_enabled"),
     ({"use_liger_loss": True}, "leave it out"),
     ({"label_smoothing": 0.1, "loss_type": "hinge"}, "label_smoothing"),
