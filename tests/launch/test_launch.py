@@ -220,3 +220,15 @@ def test_gathering_is_refused_without_zero3() -> None:
     assert not resolve(
         run | {"launch": {"launcher": "accelerate", "strategy": "zero3"}}
     ).config.train.ds3_gather_for_generation
+
+
+def test_a_reference_that_follows_needs_whole_weights() -> None:
+    run = {"algorithm": "dpo", "model": "m", "dataset": "d", "train": {"sync_ref_model": True}}
+    launch = {"launcher": "accelerate", "strategy": "fsdp2"}
+    with pytest.raises(ConfigError, match="sync_ref_model: needs whole weights"):
+        resolve(run | {"launch": launch})  # LoRA is the default
+    with pytest.raises(ConfigError, match="sync_ref_model: needs whole weights"):
+        resolve(run | {"model": {"name_or_path": "m", "use_peft": False}, "launch": launch | {"strategy": "zero3"}})
+    assert resolve(
+        run | {"model": {"name_or_path": "m", "use_peft": False}, "launch": launch}
+    ).config.train.sync_ref_model

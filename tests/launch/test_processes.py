@@ -23,7 +23,7 @@ from aligntune.models.use import export
 
 EXACT = {"rel": 1e-5, "abs": 1e-5}
 SFT = ["sft-native", "sft-trl", "sft_lora-native"]
-RL = ["dpo-native", "dpo-trl", "grpo-native", "grpo-trl", "ppo-native", "dapo-native"]
+RL = ["dpo-native", "dpo-trl", "dpo_sync-native", "grpo-native", "grpo-trl", "ppo-native", "dapo-native"]
 SHARDED = [*SFT, *(name for name in RL if name != "grpo-trl")]
 """TRL's GRPO generates with the policy itself, whose shards our told completions do not gather."""
 EVERY = [*((name, "ddp") for name in [*SFT, *RL]), *((name, "fsdp2") for name in SHARDED)]
@@ -44,6 +44,8 @@ def finished(
         out = folder / f"{name}-{layout}"
         if algorithm.startswith("sft"):
             return sft_config(out, world, backend, LORA if algorithm == "sft_lora" else None, **train)
+        if algorithm == "dpo_sync":  # a reference that follows the policy
+            algorithm, train = "dpo", {"sync_ref_model": True, "ref_model_sync_steps": 1, **train}
         return rl_config(algorithm, out, world, backend, **train)
 
     def resumed(layout: str, of: str, world: int = 2) -> dict[str, Any]:

@@ -185,6 +185,7 @@ def _rl_contradictions(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
             ("model", "use_logits_to_keep"),
             "cannot be turned off: logits are only ever computed where they are needed",
         )
+    strategy = config.launch.strategy
     if train.is_set("vllm_gpu_memory_utilization") and not train.fast_inference:
         yield ("train", "vllm_gpu_memory_utilization"), "needs fast_inference: true"
     if train.ref_model_sync_steps and train.is_set("ref_model_sync_steps") and not train.sync_ref_model:
@@ -193,6 +194,11 @@ def _rl_contradictions(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
         yield ("train", "ref_model_mixup_alpha"), "needs sync_ref_model: true"
     if config.algorithm is not A.DPO and train.sync_ref_model and not _has_reference(config):
         yield ("train", "sync_ref_model"), "needs a reference: kl_coef is 0"
+    if train.sync_ref_model and (strategy == "zero3" or (strategy == "fsdp2" and model.use_peft)):
+        yield (
+            ("train", "sync_ref_model"),
+            f"needs whole weights, which launch.strategy {strategy} does not keep; use ddp",
+        )
     if train.reward_weights is not None and len(train.reward_weights) != len(config.rewards):
         yield (
             ("train", "reward_weights"),
