@@ -168,12 +168,14 @@ def session_class(resolved: Resolved) -> type[Any]:
         from aligntune.trainers.sft import SFTSession
 
         return SFTSession
-    if resolved.config.algorithm in ONLINE - {AlgorithmType.META_ES}:
+    if resolved.config.algorithm is AlgorithmType.META_ES:
+        from aligntune.trainers.meta_es import MetaESSession
+
+        return MetaESSession
+    if resolved.config.algorithm in ONLINE:
         from aligntune.trainers.online import OnlineSession
 
         return OnlineSession
-    if resolved.config.algorithm is AlgorithmType.DPO:
-        from aligntune.trainers.pairs import PairsSession
+    from aligntune.trainers.pairs import PairsSession
 
-        return PairsSession
-    raise ConfigError(f"algorithm: {resolved.config.algorithm.value} is not implemented yet")
+    return PairsSession

@@ -101,6 +101,10 @@ def no_advice(config: TrainingConfig) -> list[str]:
     return []
 
 
+def no_sections(config: TrainingConfig) -> list[dict[str, Any]]:
+    return []
+
+
 @dataclass(frozen=True)
 class AlgorithmSpec:
     """Everything a trainer may know about an algorithm."""
@@ -126,6 +130,8 @@ class AlgorithmSpec:
     """Raises ConfigError where settings contradict each other; called once, before training."""
     advice: Callable[[Any], list[str]] = no_advice
     """Sentences to log once, before training: settings that defeat the algorithm, with the paper's values."""
+    sections: Callable[[Any], list[dict[str, Any]]] = no_sections
+    """What the report shows of the algorithm itself: `kind`, `title`, `group` and `payload` of each section."""
 
     def epochs(self, config: TrainingConfig) -> int:
         return config.num_ppo_epochs or self.default_epochs

@@ -10,12 +10,13 @@ generalised KL, or a squared distance. It is averaged as the other token losses 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aligntune.algorithms import grpo
 from aligntune.algorithms.base import Needs, algorithm
 from aligntune.algorithms.batch import Loss, Normalizers, RolloutBatch
 from aligntune.algorithms.mirror_map import SIMPLE_DIVERGENCES, Divergence, MirrorMap
+from aligntune.algorithms.mirror_pictures import mirror_sections
 from aligntune.algorithms.ops import masked, token_mean
 from aligntune.algorithms.policy import clip_range, entropy_bonus, reduction, total
 from aligntune.errors import ConfigError
@@ -36,10 +37,20 @@ def needs(config: NeuralMirrorConfig) -> Needs:
 def divergence(config: NeuralMirrorConfig) -> Divergence:
     """The divergence that the config names. A map file is read once per process."""
     if config.mirror_map == "neural":
-        return _map(config.mirror_path, config.mirror_seed).divergence
+        return neural_map(config).divergence
     if config.mirror_map not in SIMPLE_DIVERGENCES:
         raise ConfigError(f"mirror_map is '{config.mirror_map}'; it should be neural, {', '.join(SIMPLE_DIVERGENCES)}")
     return SIMPLE_DIVERGENCES[config.mirror_map]
+
+
+def neural_map(config: NeuralMirrorConfig) -> MirrorMap:
+    """The neural map that the config names: of a file, or random."""
+    return _map(config.mirror_path, config.mirror_seed)
+
+
+def sections(config: NeuralMirrorConfig) -> list[dict[str, Any]]:
+    """The map and its divergence for the report."""
+    return mirror_sections(divergence(config), neural_map(config) if config.mirror_map == "neural" else None)
 
 
 @lru_cache(maxsize=8)
@@ -76,6 +87,7 @@ def mirror_term(
     group_relative=True,
     check=check,
     advice=grpo.advice,
+    sections=sections,
 )
 def loss(
     batch: RolloutBatch, config: NeuralMirrorConfig, normalizers: Normalizers, *, distance: Divergence | None = None

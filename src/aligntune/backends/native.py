@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from aligntune.backends.base import Run, missing
 from aligntune.config import applies
-from aligntune.config.enums import AlgorithmType
 from aligntune.config.run import SFTRunConfig
 
 if TYPE_CHECKING:
     from aligntune.trainers.session import Session
-
-
-ONLINE = applies.ONLINE - {AlgorithmType.META_ES}
 
 
 class NativeBackend:
@@ -26,9 +22,7 @@ class NativeBackend:
     def can_run(self, run: Run) -> str | None:
         if isinstance(run, SFTRunConfig):
             return "does not offload activations" if run.train.activation_offloading else None
-        if run.algorithm in ONLINE | applies.DPO:
-            return None
-        return f"{run.algorithm.value} is not implemented on it yet"
+        return None
 
     def load_policy(self, session: Session, **head: Any) -> Any:
         from aligntune.models.load import load_policy
@@ -39,7 +33,7 @@ class NativeBackend:
         from aligntune.trainers.compiling import compile_model
 
         compile_model(session)
-        if session.config.algorithm in ONLINE | applies.DPO:
+        if session.config.algorithm in applies.ALL:
             return session.native_trainer(callbacks)
         from aligntune.trainers.sft import native_sft_trainer
 

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from aligntune.config.base import Count, OneOf, Rate, Size, Text, Weight
+from aligntune.config.base import Count, Function, OneOf, Rate, Size, Text, Weight
 from aligntune.config.enums import AlgorithmType
 from aligntune.config.rl import TrainingConfig
 
@@ -96,49 +96,55 @@ class MetaESConfig(NeuralMirrorConfig):
     """Evolution of the reward function, the mirror map, or both (arXiv 1703.03864; 2602.04380)."""
 
     meta_iterations: Count = 15
-    """Generations."""
+    """Generations; the centre is measured before the first and after each."""
     patience: Count = 5
-    """Stop after this many generations without an improvement of `min_delta`."""
+    """Stop after this many measured centres in a row without an improvement of `min_delta`."""
     min_delta: Weight = 0.001
-    """Least improvement of the fitness that counts."""
+    """Least improvement of the centre's fitness that counts."""
     init_scale: Weight = 0.01
-    """Standard deviation of the initial parameters around their start."""
+    """Standard deviation of the first centre around its start (the rewards as given, the map as drawn or loaded). Unset:
+    0 when rewards evolve, so that the first centre is the reward as given."""
     N: Annotated[int, Field(ge=2)] = 10
     """Candidates per generation, in antithetic pairs: even."""
     T: Count = 100
-    """Training steps of each candidate."""
+    """Optimiser steps of each candidate."""
     sigma: Rate = 0.01
-    """Standard deviation of the perturbations."""
+    """Standard deviation of the perturbations. 0.01 is a factor e of a weight, and the size of a random map's parameters."""
     sigma_decay: Annotated[float, Field(gt=0, le=1)] = 0.99
     """Factor of `sigma` after each generation."""
     alpha: Rate = 0.01
     """Step size of the evolution."""
     debug_mode: bool = False
-    """Write every candidate's parameters, fitness and log."""
+    """Write every candidate's parameters, fitness and log to `candidates.jsonl` in the run's folder."""
     eval_timeout: Count = 5
-    """Seconds for one sandboxed check of an answer by the verifier."""
+    """Seconds for the check of one answer, for verifiers that take `timeout_s`."""
     eval_max_tokens: Count = 512
     """Longest answer in the fitness evaluation, in tokens."""
     eval_k: Count = 1
     """Top-k sampling of the fitness evaluation; 1 is greedy."""
     eval_temperature: Rate = 0.8
-    """Temperature of the fitness evaluation."""
+    """Temperature of the fitness evaluation, where `eval_k` is above 1."""
     num_workers: Count = 1
-    """Processes that train candidates."""
+    """Processes that train candidates, on one machine and device; 1 is the run's own."""
     no_wandb: bool = False
     """Leave Weights & Biases out even when it is among the loggers."""
     wandb_project: str = "neural-mirror-es"
-    """Weights & Biases project."""
+    """Project of the run at Weights & Biases, Trackio or MLflow."""
     resume: Text | None = None
-    """State file of a former run to continue, bit for bit."""
+    """Folder of a former run, or its `evolution.json`, whose evolution is continued bit for bit. (A run that was killed
+    is continued in its own folder by `--resume auto`.)"""
     target: Annotated[str, OneOf("rewards", "mirror", "both")] = "rewards"
-    """What evolves. (Addition.)"""
+    """What evolves: the weights and `evolved_params` of the rewards, the neural mirror map, or both. (Addition.)"""
+    evolved_params: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = {}
+    """Parameters of rewards that evolve beside the weights: `REWARD.PARAM: [low, high]`; they start as given in the
+    reward's `params`, else at its default. (Addition.)"""
     shaping: Annotated[str, OneOf("rank", "zscore", "none")] = "rank"
     """How fitness becomes utility: centred ranks, z-scores, or as it is. (Addition.)"""
-    verifier: str | None = None
-    """Reward that scores the answers of the fitness evaluation; it does not evolve. (Addition.)"""
+    verifier: Function | str | None = None
+    """Reward whose raw score of the held-out answers is the fitness; it does not evolve. Also one of `rewards`, which then
+    gives its params; as another it is measured only. Unset with `target: mirror`: the only reward. (Addition.)"""
     fitness_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the prompts held out for the fitness when no evaluation data is given. (Addition.)"""
+    """Share of the training prompts held out for the fitness. Evaluation data stays untouched. (Addition.)"""
 
     @model_validator(mode="after")
     def _even(self) -> Self:

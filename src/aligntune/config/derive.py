@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from aligntune.config.algorithms import MetaESConfig
 from aligntune.config.classification import classification_contradictions
 from aligntune.config.enums import SPLIT_OPTIMIZERS, PrecisionType
 from aligntune.config.enums import AlgorithmType as A
@@ -82,6 +83,8 @@ def _group_relative(config: RLRunConfig) -> Iterator[tuple[Path, Any, str]]:
         yield ("train", "cliprange_high"), 0.28, "DAPO's upper clip"
     if algorithm in (A.NEURAL_MIRROR_GRPO, A.META_ES) and not train.is_set("kl_coef"):
         yield ("train", "kl_coef"), 0.0, "the mirror divergence takes the place of KL"
+    if isinstance(train, MetaESConfig) and train.target != "mirror" and not train.is_set("init_scale"):
+        yield ("train", "init_scale"), 0.0, "the first centre is the reward as given"
 
 
 def assign(config: Any, path: Path, value: Any) -> None:
@@ -204,6 +207,31 @@ def _rl_contradictions(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
             ("train", "reward_weights"),
             f"has {len(train.reward_weights)} entries for {len(config.rewards)} reward functions",
         )
+    if isinstance(train, MetaESConfig):
+        yield from _meta_es(config, train)
+
+
+def _meta_es(config: RLRunConfig, train: MetaESConfig) -> Iterator[tuple[Path, str]]:
+    if train.verifier is None and (train.target != "mirror" or len(config.rewards) != 1):
+        yield (
+            ("train", "verifier"),
+            "is unset: name the reward that tells right from wrong (math_correctness, code_execution, your own); its score "
+            "of held-out answers is the fitness, and it does not evolve",
+        )
+    if train.target != "rewards":
+        if train.mirror_map != "neural":
+            yield ("train", "mirror_map"), f"is {train.mirror_map}, and target {train.target} evolves the neural map"
+        if train.mirror_coefficient == 0:
+            yield (
+                ("train", "mirror_coefficient"),
+                f"is 0, so that nothing would depend on the map (target {train.target})",
+            )
+    if train.target == "mirror" and train.evolved_params:
+        yield ("train", "evolved_params"), "evolve with target rewards or both"
+    if train.is_set("eval_temperature") and train.eval_k == 1:
+        yield ("train", "eval_temperature"), "acts with eval_k above 1 (1 is greedy)"
+    if config.launch.is_active:
+        yield ("launch",), "Meta-ES starts its processes itself: leave launch out, and set train.num_workers"
 
 
 def _reward_models(config: RLRunConfig) -> list[str]:

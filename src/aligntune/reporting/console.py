@@ -36,6 +36,9 @@ SHOWN = {
 }
 """What a training line shows, in this order; the rest is in metrics.jsonl and on the page."""
 
+MAIN = ("train", "evolution")
+"""Phases that move the bar; an evolution's unit is one training of a candidate."""
+
 
 def open_console(
     level: str = "INFO", *, title: str = "train", stream: TextIO | None = None, console: Console | None = None
@@ -80,9 +83,9 @@ class ConsoleSink(Sink):
             self.message(message, level)
 
     def progress(self, step: int, total: int | None, phase: str) -> None:
-        if phase == "train":
-            if self._first_step is None:
-                self._first_step, self._first_time = step, time.monotonic()
+        if phase in MAIN:
+            if self._first_step is None or phase != self.phase:
+                self._first_step, self._first_time, self.phase = step, time.monotonic(), phase
             self.done, self.total = step, total or 0
 
     def seconds_left(self) -> float | None:
@@ -137,14 +140,15 @@ class LiveConsole(ConsoleSink):
         self._console = console
         self._title = title
         self._values: Mapping[str, Any] = {}
+        self._split = "train"
         self._part: tuple[str, int, int | None] | None = None
         self._started = False
         super().__init__(threshold)
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
 
     def metrics(self, step: int, values: Mapping[str, Any], split: str) -> None:
-        if split == "train":
-            self._values = values
+        if split == "train" or (split == "evolution" and self.phase == split):
+            self._values, self._split = values, split
         elif self.threshold <= logging.INFO:
             self._part = None
             numbers = "   ".join(f"[dim]{name}[/] {value}" for name, value in shown_values(values, split))
@@ -152,7 +156,7 @@ class LiveConsole(ConsoleSink):
 
     def progress(self, step: int, total: int | None, phase: str) -> None:
         super().progress(step, total, phase)
-        self._part = None if phase == "train" else (phase, step, total)
+        self._part = None if phase in MAIN else (phase, step, total)
         if not self._started and self.threshold <= logging.INFO:
             self._started = True
             self._live.start()
@@ -180,13 +184,13 @@ class LiveConsole(ConsoleSink):
         bar = Table.grid(padding=(0, 2), expand=False)
         count = f"{self.done}/{self.total}  {self.done / self.total:.0%}" if self.total else str(self.done)
         bar.add_row(
-            Text(self._title, style="bold"),
+            Text(self._title if self.phase == "train" else f"{self._title}: {self.phase}", style="bold"),
             ProgressBar(total=self.total or None, completed=self.done, width=32, pulse=not self.total),
             Text(count),
             Text(spent if left is None else f"{spent}, {duration(left)} left", style="dim"),
         )
         line = Text("  ")
-        for name, value in shown_values(self._values, "train"):  # hard spaces: a name stays with its number
+        for name, value in shown_values(self._values, self._split):  # hard spaces: a name stays with its number
             line.append(f"{name} ".replace(" ", "\u00a0"), style="dim").append(value.replace(" ", "\u00a0") + "   ")
         if self._part is not None:
             phase, step, total = self._part

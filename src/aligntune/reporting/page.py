@@ -144,8 +144,8 @@ def _commands(record: RunRecord) -> list[tuple[str, str]]:
             found.append(("Continue it", f"aligntune reward train {run.config} --resume"))
     elif run.config.exists() and not scores:
         found.append(("Run it again", f"aligntune train {run.config} --output-dir {run.path}-again"))
-        if record.outcome != "finished" and run.latest_checkpoint() is not None:
-            found.append(("Continue it", f"aligntune train {run.config} --resume"))
+        if record.outcome != "finished" and (run.latest_checkpoint() is not None or run.evolution.exists()):
+            found.append(("Continue it", f"aligntune train {run.config} --resume auto"))
     if run.model.exists() and scores:
         found.append(("Score with the model", f"aligntune reward score {run.model} DATA"))
     elif run.model.exists():

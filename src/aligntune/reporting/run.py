@@ -35,6 +35,7 @@ TRAIL = ("metrics.jsonl", "samples.jsonl", "sections.jsonl")
 OWNED = (
     *("config.yaml", "config.origins.json", "provenance.json", "status.json", "loggers.json", "report.html"),
     *(*TRAIL, "checkpoints", "model", "tensorboard"),
+    *("evolution.json", "evolution.jsonl", "candidates.jsonl", "mirror_map.json"),
 )
 MARK = "aligntune.json"
 
@@ -54,6 +55,8 @@ class RunDirectory:
         self.report = self.path / "report.html"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.evolution = self.path / "evolution.json"
+        """The state of an evolution (Meta-ES), which precedes the checkpoints."""
         self.metrics, self.samples, self.sections = (JsonLines(self.path / name) for name in TRAIL)
         self.resumed_from = 0
         """The step this session continues from; 0 for a new run."""
@@ -90,8 +93,13 @@ class RunDirectory:
         return run
 
     def holds_results(self) -> bool:
-        """True when replacing this directory would lose something: a metrics line, a checkpoint or a model."""
-        return self.model.exists() or self.metrics.size() > 0 or any(self.checkpoints.glob("checkpoint-*"))
+        """True when replacing this directory would lose something: a metrics line, an evolution, a checkpoint or a model."""
+        return (
+            self.model.exists()
+            or self.evolution.exists()
+            or self.metrics.size() > 0
+            or any(self.checkpoints.glob("checkpoint-*"))
+        )
 
     def write_text(self, name: str, text: str) -> Path:
         """Write the file `name` atomically and return its path. Raises `ConfigError` when the disk refuses."""

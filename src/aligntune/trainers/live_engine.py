@@ -29,6 +29,10 @@ class LiveEngine(TrainerCallback):
             self.engine.update_weights()
             self._stale = False
 
+    def weights_changed(self) -> None:
+        """Say that the policy's weights were set from outside the trainer."""
+        self._stale = True
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A resumed run has read other weights."""
         self._stale = self._stale or state.global_step > 0

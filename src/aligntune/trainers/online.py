@@ -55,7 +55,10 @@ class OnlineSession(Session):
     @cached_property
     def spec(self) -> algorithms.AlgorithmSpec:
         """What the trainer may know of the algorithm; settings that contradict each other are refused here."""
-        spec = algorithms.get(self.config.algorithm.value)
+        return self.checked_spec(algorithms.get(self.config.algorithm.value))
+
+    def checked_spec(self, spec: algorithms.AlgorithmSpec) -> algorithms.AlgorithmSpec:
+        """`spec`, once it is clear that the run's settings can act under it."""
         check_online(self.config, spec)
         spec.check(self.config.train)
         return spec
@@ -73,6 +76,10 @@ class OnlineSession(Session):
 
     @cached_property
     def train_rows(self) -> Any:
+        return self.training_rows()
+
+    def training_rows(self) -> Any:
+        """The prompts of the training data."""
         self._check_settings()
         return self.mixed([self._prompts(source) for source in self.config.sources])
 
@@ -203,6 +210,8 @@ class OnlineSession(Session):
 
     def build_trainer(self) -> Any:
         self._advise()
+        for section in self.spec.sections(self.config.train):
+            self.recorder.section(**section)
         return self._backend.build_trainer(self, self.callbacks())
 
     def callbacks(self) -> list[Any]:
@@ -231,17 +240,16 @@ class OnlineSession(Session):
             return int(train.max_steps)
         return plan.phases(len(self.train_rows), world_size()) * plan.steps * (train.epochs or 1)
 
-    def stream(self) -> PromptStream:
-        """The training prompts in the run's order."""
+    def stream(self, seed: int | None = None) -> PromptStream:
+        """The training prompts in the run's order, or that of `seed`."""
         train = self.config.train
         return PromptStream(
-            self.train_rows, seed=train.data_seed, phase=self.plan.prompts * world_size(), by_length=train.group_by_length,
+            self.train_rows, seed=train.data_seed if seed is None else seed, phase=self.plan.prompts * world_size(), by_length=train.group_by_length,
             rank=rank(), world=world_size(),
         )  # fmt: skip
 
     def native_trainer(self, callbacks: Sequence[Any]) -> OnlineTrainer:
         """Our own trainer of this run."""
-        train, needs = self.config.train, self.spec.needs(self.config.train)
         arguments = training_arguments(
             self.config,
             self.directory.checkpoints,
@@ -249,23 +257,36 @@ class OnlineSession(Session):
             max_steps=self.optimizer_steps(),
             remove_unused_columns=False,
         )
-        sampler = Sampler(self.stream(), self.engine, self.rewards, self.tokenizer, self.spec, train, self.sampling)
-        return OnlineTrainer(
-            self.model,
+        needs = self.spec.needs(self.config.train)
+        return self.online_trainer(
             arguments,
+            callbacks,
             spec=self.spec,
-            settings=train,
-            plan=self.plan,
-            sampler=sampler,
-            reference=Reference.build(self, self.model) if needs.reference else None,
+            rewards=self.rewards,
+            stream=self.stream(),
+            reference=self.reference if needs.reference else None,
             critic=self._critic() if needs.values else None,
             held_out=self.held_out(),
-            processing_class=self.tokenizer,
-            callbacks=list(callbacks),
-            **own_optimizer(self.config, arguments),
             eval_dataset=self.eval_rows,
-            train_dataset=self.train_rows,
         )
+
+    def online_trainer(
+        self, arguments: Any, callbacks: Sequence[Any], *, spec: algorithms.AlgorithmSpec, rewards: RewardSet,
+        stream: PromptStream, **parts: Any,
+    ) -> OnlineTrainer:  # fmt: skip
+        """A trainer of the session's model on its prompts."""
+        train = self.config.train
+        sampler = Sampler(stream, self.engine, rewards, self.tokenizer, spec, train, self.sampling)
+        return OnlineTrainer(
+            self.model, arguments, spec=spec, settings=train, plan=self.plan, sampler=sampler,
+            processing_class=self.tokenizer, callbacks=list(callbacks), train_dataset=self.train_rows,
+            **own_optimizer(self.config, arguments), **parts,
+        )  # fmt: skip
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The frozen reference; first asked for before the policy's first step."""
+        return Reference.build(self, self.model)
 
     def held_out(self) -> HeldOut | None:
         """The evaluation on held-out prompts, or None without any."""

@@ -64,7 +64,7 @@ class Session(ABC):
         with recording(
             settings.output_dir,
             rank=rank(),
-            loggers=settings.loggers,
+            loggers=self.loggers(),
             loggers_explicit=settings.is_set("loggers"),
             run_name=settings.run_name,
             config={row["path"]: row["value"] for row in origin_rows(self.resolved)},
@@ -194,6 +194,11 @@ class Session(ABC):
 
     def after(self) -> None:  # noqa: B027  (a hook)
         """Called after training and evaluation, before the model is saved."""
+
+    def loggers(self) -> str | Sequence[str]:
+        """The loggers of this run."""
+        found: str | Sequence[str] = self.config.logging.loggers
+        return found
 
     def logger_options(self) -> dict[str, Any]:
         """Further arguments for the loggers."""
