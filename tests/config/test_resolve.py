@@ -24,6 +24,8 @@ def sft(*overrides: str, **arguments: object) -> Resolved:
 def rl(algorithm: str, *overrides: str, **arguments: object) -> Resolved:
     if algorithm != "dpo":
         arguments.setdefault("rewards", ["length"])
+    if algorithm == "meta_es":
+        arguments.setdefault("verifier", "exact_match")
     return resolve(BASE, algorithm=algorithm, arguments=arguments, overrides=overrides)
 
 
@@ -254,7 +256,7 @@ def test_missing_file() -> None:
     ("ppo", {}, "train.kl_estimator", "k1"), ("ppo", {}, "train.num_ppo_epochs", 4), ("gspo", {}, "train.num_ppo_epochs", 1),
     ("dr_grpo", {}, "train.scale_rewards", "none"), ("dr_grpo", {"scale_rewards": "group"}, "train.scale_rewards", "group"),
     ("dapo", {}, "train.cliprange_high", 0.28), ("grpo", {}, "train.cliprange_high", None),
-    ("nmgrpo", {}, "train.kl_coef", 0.0), ("dpo", {}, "train.epochs", 1), ("dpo", {"max_steps": 5}, "train.epochs", None),
+    ("nmgrpo", {}, "train.kl_coef", 0.0), ("meta_es", {}, "train.init_scale", 0.0), ("meta_es", {"target": "mirror"}, "train.init_scale", 0.01), ("dpo", {}, "train.epochs", 1), ("dpo", {"max_steps": 5}, "train.epochs", None),
 ])  # fmt: skip
 def test_derived(algorithm: str, given: dict[str, object], path: str, value: object) -> None:
     assert {row[0]: row[1] for row in rl(algorithm, **given).rows()}[path] == value

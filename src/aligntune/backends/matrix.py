@@ -45,7 +45,9 @@ def chosen(run: Run) -> str | None:
 def _plainest(algorithm: AlgorithmType, more: Mapping[str, Any] | None = None) -> Run:
     needs_rewards = algorithm not in (AlgorithmType.SFT, AlgorithmType.DPO)
     config = {"algorithm": algorithm.value, "model": "model", "dataset": "data"}
-    return resolve(config | ({"rewards": [{"type": "length"}]} if needs_rewards else {}) | dict(more or {})).config
+    rewards = {"rewards": [{"type": "length"}]} if needs_rewards else {}
+    verifier = {"train": {"verifier": "exact_match"}} if algorithm is AlgorithmType.META_ES else {}
+    return resolve(config | rewards | verifier | dict(more or {})).config
 
 
 def backends_page() -> str:

@@ -14,6 +14,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,7 @@ class MetaESSession(OnlineSession):
         found = super().rewards
         entry = next((entry for entry in found.entries if entry.name == self._verifier_name), None)
         if entry is None:
-            entry = self.verifier.entries[0]
-            entry.weight, entry.name = 0.0, self._verifier_name
+            entry = replace(self.verifier.entries[0], weight=0.0)
         found.entries = [entry, *(other for other in found.entries if other is not entry)]
         return found
 
@@ -238,6 +238,8 @@ class Evolution:
         self.observed = False
         """Whether the present centre's fitness is known."""
         self.centre_fitness: float | None = None
+        self._spent: Mapping[str, Any] = {}
+        """The record of a generation that is taken up again: its centre is measured, and its cost counts."""
         self.last_error = ""
         self.problem = session.problem()
         own = session.directory.evolution
@@ -287,7 +289,7 @@ class Evolution:
         """What is kept of a generation; names with `perf/` differ between two equal runs."""
         alive = [outcome.fitness for outcome in around if outcome.fitness is not None]
         everyone = [*centre, *around]
-        return {
+        found = {
             "generation": state.generation,
             "fitness": self.centre_fitness,
             "candidates/mean": sum(alive) / len(alive) if alive else None,
@@ -302,6 +304,10 @@ class Evolution:
             "perf/training_seconds": sum(outcome.seconds for outcome in everyone),
             "numbers": self.genome.numbers(state.center),
         }
+        for name in ("cost/trainings", "cost/steps", "cost/tokens", "perf/training_seconds"):
+            found[name] += self._spent.get(name, 0)
+        self._spent = {}
+        return found
 
     def _note_errors(self, generation: int, outcomes: Sequence[Outcome]) -> None:
         errors = [outcome.error for outcome in outcomes if outcome.error]
@@ -358,7 +364,7 @@ class Evolution:
         if self.observed:  # it had ended here
             self.centre_fitness = self.history[-1]["fitness"]
             if not self.finished:
-                self.history.pop()
+                self._spent = self.history.pop()
         self._drop_debug_of_the_future()
         known = {row["step"] for row in self.session.directory.metrics.rows() if row.get("split") == "evolution"}
         for record in self.history:  # the trail of a run that starts again from here has lost them

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from es_helpers import TWO
+from es_rewards import letters
 from online_helpers import digits, write_reward_model
 
 import tiny
@@ -35,5 +37,19 @@ def run(files: Path, tmp_path: Path) -> Callable[..., Any]:
         given |= {"missing_eos_penalty": 0.0} if algorithm == "ppo" else {"num_generations": 4}
         kept = {name: value for name, value in (given | settings).items() if value is not None}
         return create_rl_trainer(model, files / "prompts.jsonl", algorithm, output_dir=tmp_path / out, **kept)
+
+    return make
+
+
+@pytest.fixture
+def evolve(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A Meta-ES session: two generations of two candidates of two steps."""
+
+    def make(out: str = "out", **settings: Any) -> Any:
+        given: dict[str, Any] = {
+            "reward_functions": None, "rewards": TWO, "verifier": letters, "meta_iterations": 2, "N": 2, "T": 2, "eval_max_tokens": 5,
+            "max_steps": 2, "save_strategy": "no", "logging_steps": 2, "learning_rate": 1e-2, "mirror_coefficient": 0.0,
+        }  # fmt: skip
+        return run("meta_es", out, **(given | settings))
 
     return make
