@@ -19,7 +19,7 @@ SMALL = {
     "per_device_batch_size": 4, "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 1, "num_generations": 4,
     "rollout_batch_size": 4, "max_completion_length": 6, "response_length": 6, "overlong_buffer": 3, "eval_interval": 2,
     "save_interval": 2, "dpo_zero_shot_max_samples": 1,
-    "max_resample_batches": 2,
+    "max_resample_batches": 2, "meta_iterations": 1, "N": 2, "T": 1, "eval_max_tokens": 6,
 }  # fmt: skip
 """What makes a run tiny; a recipe gets those that it sets itself."""
 MOST = {"dpo": {"max_steps": 2, "max_target_length": 6}}

@@ -22,6 +22,7 @@ from aligntune.errors import RewardError
 from aligntune.rewards import RewardSet
 from aligntune.rollouts.base import SamplingParams
 from aligntune.trainers.arguments import training_arguments
+from aligntune.trainers.compiling import compile_model
 from aligntune.trainers.rollout_phase import reward_arguments
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Candidates:
     """Measures candidates in this process, one after another."""
 
     def __init__(self, session: MetaESSession) -> None:
+        compile_model(session)
         self.session, self.start = session, StartWeights(session.model)
         gc.freeze()  # after a candidate only its own objects are looked through; `close` undoes it
 
