@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 import tiny
 from aligntune.core.backend_factory import create_rl_trainer
@@ -93,6 +97,27 @@ def test_same_training_and_evaluation(files: Path, tmp_path: Path, settings: dic
     assert {"eval_loss", "eval_rewards/accuracies", "eval_logps/chosen"} <= set(names)
     for name in ("train_loss", *names):
         assert found[0][name] == pytest.approx(found[1][name], abs=2e-4, rel=1e-4), name
+
+
+def test_nothing_is_said_of_the_text_that_stands_in_for_ours(
+    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tokenizer that merges "a" and "b": TRL warns of a prompt that is no prefix of prompt and answer."""
+    model = tmp_path / "model"
+    tiny.model(vocab_size=260).save_pretrained(model)
+    plain = json.loads(tiny.tokenizer().backend_tokenizer.to_str())
+    plain["model"] |= {"vocab": plain["model"]["vocab"] | {"ab": 259}, "merges": [["a", "b"]]}
+    merging = tiny.tokenizer()
+    merging._tokenizer = Tokenizer.from_str(json.dumps(plain))
+    merging.save_pretrained(model)
+    assert len(AutoTokenizer.from_pretrained(model)("ab").input_ids) == 1
+    logging.getLogger("trl").propagate = True
+    with caplog.at_level(logging.WARNING):
+        create_rl_trainer(
+            model, files / "pairs.jsonl", "dpo", backend="trl", fallback=False, precision="fp32", max_steps=1, loggers="none",
+            output_dir=tmp_path / "out",
+        ).build_trainer()  # fmt: skip
+    assert "prefix" not in caplog.text
 
 
 @pytest.mark.parametrize(("settings", "reason"), [

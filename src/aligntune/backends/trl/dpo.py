@@ -104,10 +104,10 @@ def dpo_trainer(session: PairsSession, callbacks: Sequence[Any]) -> ExactDPOTrai
 
 
 def _rows(rows: Any) -> Any:
-    """Our tokens as `our_*`, beside text for TRL to tokenise."""
+    """Our tokens as `our_*`, beside text for TRL to tokenise: apart by spaces, over which no tokenizer merges (or it warns)."""
     count = len(rows)
     kept = rows.select_columns([*TOKENS, "length"]).rename_columns({name: f"our_{name}" for name in TOKENS})
-    for name, text in (("prompt", "a"), ("chosen", "b"), ("rejected", "c")):
+    for name, text in (("prompt", "a"), ("chosen", " b"), ("rejected", " c")):
         kept = kept.add_column(name, [text] * count)
     return kept
 
