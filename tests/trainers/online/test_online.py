@@ -65,7 +65,10 @@ def test_resume_is_exact_in_the_middle_of_a_rollout(
 )
 def test_it_learns_to_write_digits(run: Run, algorithm: str) -> None:
     """A random model writes a digit once in 26 tokens; sampled completions must come to hold many."""
-    more = {"batch_size": 32, "num_ppo_epochs": 2} if algorithm == "ppo" else {"batch_size": 32, "num_generations": 8}
+    more: dict[str, Any] = (
+        {"batch_size": 32, "num_ppo_epochs": 2} if algorithm == "ppo" else {"batch_size": 32, "num_generations": 8}
+    )
+    more |= {"max_resample_batches": 2} if algorithm == "dapo" else {}
     found = trained(run(algorithm, max_steps=60, learning_rate=1e-2, kl_coef=0.0, logging_steps=5, **more))
     assert found[0]["reward"] < 0.15
     assert found[-1]["reward"] > 0.6
