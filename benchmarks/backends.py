@@ -1,7 +1,7 @@
 """The same run on Unsloth, TRL and native, side by side: python benchmarks/backends.py SHAPE STEPS TASK [TASK ...] [--out FILE].
 
 A TASK is sft (full fine-tuning), lora (SFT with rank 16) or grpo (LoRA, length reward, 8 completions of 32 tokens). Each
-backend trains in a process of its own: TRL and native in one that this script starts, Unsloth in the child of a parent that
+backend (of GRPO trl and native: Unsloth cannot run it) trains in a process of its own: TRL and native in one that this script starts, Unsloth in the child of a parent that
 already holds transformers. They load side by side and train one after another. Random weights, random texts of instruction-like lengths, padded batches (the one layout that
 all three have); tokens a second and memory are those of the run's own log lines, the first three steps left out.
 """
@@ -131,7 +131,12 @@ def main() -> None:
         folder = Path(name)
         write_parts(folder, args.shape)
         started = {}
-        for task, backend in ((task, backend) for task in args.tasks for backend in args.backends):
+        for task, backend in (
+            (task, backend)
+            for task in args.tasks
+            for backend in args.backends
+            if (task, backend) != ("grpo", "unsloth")
+        ):
             run = config(folder, task, backend, args.steps)
             command = [sys.executable, __file__, args.shape, str(args.steps), task, "--one", json.dumps(run)]
             log = folder / f"{task}-{backend}.log"

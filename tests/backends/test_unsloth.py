@@ -88,24 +88,12 @@ def test_what_it_would_not_do_is_refused(
     assert reason in (refusal(config, **{section: config.get(section, {}) | {setting: value}}) or "")
 
 
-@pytest.mark.parametrize("algorithm", ["gspo", "ppo", "neural_mirror_grpo", "meta_es"])
+@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "dr_grpo", "gspo", "ppo", "neural_mirror_grpo", "meta_es"])
 def test_algorithms_it_has_not_got(algorithm: str) -> None:
     run = {"algorithm": algorithm, "model": "m", "dataset": "d", "rewards": [{"type": "length"}]}
     if algorithm == "meta_es":
         run["train"] = {"verifier": "exact_match"}
     assert refusal(run) == unsloth.NOT_ON_IT[resolve(run).config.algorithm]
-
-
-def test_fast_inference_needs_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = {
-        "algorithm": "grpo",
-        "model": "m",
-        "dataset": "d",
-        "rewards": [{"type": "length"}],
-        "train": {"fast_inference": True},
-    }
-    monkeypatch.setattr(unsloth, "find_spec", lambda name: None)
-    assert "needs vLLM" in (refusal(run) or "")
 
 
 def test_a_run_passes_through_and_nothing_of_it_stays_here(

@@ -30,7 +30,7 @@ def test_the_kernel_equals_plain_torch(moments: torch.dtype) -> None:
     gradients = [(torch.randn(3, 1001) * 0.01).to(torch.bfloat16) for _ in range(20)]
     found = []
     for device in ("cpu", "cuda"):
-        parameter = torch.nn.Parameter(start.to(device))
+        parameter = torch.nn.Parameter(start.clone().to(device))
         optimizer = SplitAdamW([parameter], lr=1e-3, weight_decay=0.1, moments=moments)
         for gradient in gradients:
             parameter.grad = gradient.to(device)

@@ -36,7 +36,6 @@ def config(tmp_path: Path) -> dict[str, Any]:
     model.to(torch.bfloat16).save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     tiny.write_rows(tmp_path / "rows.jsonl", tiny.chats(64))
-    tiny.write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"say {word}"} for word in tiny.WORDS])
     pairs = [{"prompt": f"say {word}", "chosen": word, "rejected": word[::-1] * 2} for word in tiny.WORDS]
     tiny.write_rows(tmp_path / "pairs.jsonl", pairs)
     return {
@@ -93,24 +92,17 @@ def test_four_bit_and_checkpointing(config: dict[str, Any]) -> None:
     assert losses(trainer)[-1] < losses(trainer)[0]
 
 
-@pytest.mark.parametrize("algorithm", ["dpo", "grpo", "dapo", "dr_grpo"])
-def test_alignment(config: dict[str, Any], algorithm: str) -> None:
+def test_dpo(config: dict[str, Any]) -> None:
     from aligntune.api import create_trainer
 
     folder = Path(config["model"]["name_or_path"]).parent
-    rows = folder / ("pairs.jsonl" if algorithm == "dpo" else "prompts.jsonl")
-    run = config | {"algorithm": algorithm, "dataset": {"name": str(rows)}}
+    run = config | {"algorithm": "dpo", "dataset": {"name": str(folder / "pairs.jsonl")}}
     run["train"] = config["train"] | {
         "max_steps": 5,
         "logging_steps": 1,
         "save_strategy": "no",
         "group_by_length": False,
     }
-    if algorithm != "dpo":
-        run["rewards"] = [{"type": "length"}]
-        run["train"] |= {"num_generations": 4, "max_completion_length": 16, "top_p": 1.0, "temperature": 1.0}
-    if algorithm == "dapo":
-        run["train"]["dynamic_sampling"] = False
     trainer = create_trainer(run)
     trainer.train()
     assert len(losses(trainer)) == 5

@@ -22,9 +22,15 @@ from aligntune.errors import BackendError
 CAPPED = ("trl", "transformers", "datasets", "torch", "peft")
 """Packages whose versions Unsloth bounds."""
 
+ROLLOUTS = "rollouts are our own, and the attention of its patched model refuses them"
+"""Seen with Unsloth 2026.10.9: its trainers start, and fail at the first completion."""
+
 NOT_ON_IT = {
+    A.GRPO: ROLLOUTS,
+    A.DAPO: ROLLOUTS,
+    A.DR_GRPO: ROLLOUTS,
     A.GSPO: "GSPO runs on trl and native only",
-    A.PPO: "has no PPO trainer, and its patched model does not generate inside our own loop",
+    A.PPO: f"has no PPO trainer; {ROLLOUTS}",
     A.NEURAL_MIRROR_GRPO: "its GRPO never calls the loss in which the mirror divergence takes part",
     A.META_ES: "its inner runs are Neural Mirror GRPO, which it cannot train",
 }
@@ -119,11 +125,6 @@ def _refusals(run: Run) -> Iterator[str]:
             yield "its attention is not held to the documents of a packed batch (packing, padding_free)"
         if run.train.activation_offloading:
             yield "offloads activations by its own checkpointing (activation_offloading)"
-    elif run.train.fast_inference:
-        missing = find_spec("vllm") is None
-        yield (
-            "fast_inference needs vLLM (pip install 'aligntune[vllm]')" if missing else "fast_inference runs on native"
-        )
     lost = unimportable(run)
     if lost:
         yield f"trains in another process, which cannot import {lost[0]}"

@@ -20,6 +20,7 @@ from aligntune.models.load import load_model
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
 from aligntune.rewards import RewardSet
 from aligntune.rollouts.base import SamplingParams
+from aligntune.rollouts.rounded import RoundedEngine
 from aligntune.rollouts.select import select_engine
 from aligntune.trainers.arguments import own_optimizer, training_arguments
 from aligntune.trainers.asking import Asker
@@ -119,7 +120,10 @@ class OnlineSession(Session):
 
         def select(model: Any) -> Any:
             name = "vllm" if train.fast_inference else "auto"
-            return select_engine(model, name, self.sampling, weights_dir=self.directory.path / "vllm", **vllm)
+            engine, why = select_engine(model, name, self.sampling, weights_dir=self.directory.path / "vllm", **vllm)
+            if self.precision.autocasts and not train.fast_inference:
+                engine = RoundedEngine(engine, model, self.precision.compute)
+            return engine, why
 
         engine, why = engine_of_sharded(self.model, select, gather=train.ds3_gather_for_generation)
         self.recorder.note(f"rollouts by engine {engine.name} ({why})")

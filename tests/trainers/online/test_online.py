@@ -129,3 +129,16 @@ def test_a_reward_that_is_not_a_number_stops_the_run_and_shows_the_sample(run: R
 
 def broken(completion: str) -> float:
     return float("nan")
+
+
+def test_under_autocast_the_sampler_is_the_policy_that_learns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At this learning rate a step moves a float32 master by less than a bfloat16 can show."""
+    from aligntune.models import precision
+    from aligntune.rollouts.rounded import RoundedEngine
+
+    monkeypatch.setattr(precision, "bf16_is_fast", lambda _: True)
+    session = run("grpo", precision="bf16", use_peft=False, max_steps=6, learning_rate=1e-4)
+    rows = trained(session)
+    assert isinstance(session.engine.engine, RoundedEngine)
+    assert max(row["sampler_mismatch"] for row in rows if "sampler_mismatch" in row) < 0.02
+    assert {parameter.dtype for parameter in session.model.parameters()} == {torch.float32}

@@ -1,0 +1,58 @@
+"""A policy with float32 masters speaks as its rounded self, and its masters stay as they are."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from aligntune.rollouts.base import SamplingParams
+from aligntune.rollouts.graph import GraphEngine
+from aligntune.rollouts.rounded import RoundedEngine
+from aligntune.rollouts.transformers import TransformersEngine
+
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11]]
+PARAMS = SamplingParams(max_new_tokens=12, seed=3)
+
+
+def models() -> tuple[Any, Any]:
+    """A bfloat16 model, and float32 masters that round to it but are a third of a last digit away, all to one side."""
+    half = tiny.model().to(torch.bfloat16).eval()
+    masters = copy.deepcopy(half).float()
+    with torch.no_grad():
+        for parameter in masters.parameters():
+            parameter.mul_(1 + 2**-10)  # less than half of a last digit, which is 2^-9 to 2^-8 of the number
+    return half, masters
+
+
+@pytest.mark.parametrize("engine", [GraphEngine, TransformersEngine])
+def test_it_samples_from_the_rounded_weights(engine: type) -> None:
+    half, masters = models()
+    before = {name: parameter.clone() for name, parameter in masters.named_parameters()}
+    want = engine(half).generate(PROMPTS, PARAMS)
+    rounded = RoundedEngine(engine(masters), masters, torch.bfloat16)
+    for _ in range(2):
+        found = rounded.generate(PROMPTS, PARAMS)
+        assert found.completion_ids == want.completion_ids
+        assert found.sampler_log_probs == want.sampler_log_probs
+    plain = engine(masters).generate(PROMPTS, PARAMS)
+    assert plain.sampler_log_probs != want.sampler_log_probs
+    for name, parameter in masters.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.dtype == torch.float32
+
+
+def test_new_weights_are_heard_and_an_error_leaves_the_masters() -> None:
+    _, masters = models()
+    engine = RoundedEngine(GraphEngine(masters), masters, torch.bfloat16)
+    first = engine.generate(PROMPTS, PARAMS)
+    with torch.no_grad():
+        for parameter in masters.parameters():
+            parameter.mul_(1.5)
+    assert engine.generate(PROMPTS, PARAMS).sampler_log_probs != first.sampler_log_probs
+    with pytest.raises(Exception, match="prompt"):
+        engine.generate([[]], PARAMS)
+    assert {parameter.dtype for parameter in masters.parameters()} == {torch.float32}
