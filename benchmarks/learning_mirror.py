@@ -90,6 +90,19 @@ def table(results: list[dict[str, Any]], steps: int, seconds: float) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(results: list[dict[str, Any]], options: argparse.Namespace, seconds: float) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    found = {"python": platform.python_version()} | {name: version(name) for name in ("torch", "transformers")}
+    command = (
+        f"python benchmarks/learning_mirror.py --steps {options.steps} --seeds {options.seeds} --tasks {options.tasks}"
+    )
+    told = {"command": command, "versions": found, "seconds": seconds, "runs": results}
+    (options.out / "learning_mirror.json").write_text(json.dumps(told, indent=1) + "\n")
+    text = table(results, options.steps, seconds)
+    text += f"\n{', '.join(f'{name} {one}' for name, one in found.items())}; `{command}`\n"
+    (options.out / "learning_mirror.md").write_text(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=80)
@@ -121,18 +134,10 @@ def main() -> None:
                         f"{task:7} {name:18} seed {seed}: {result['start']:.2f} -> {result['end']:.2f} in {result['seconds']} s",
                         flush=True,
                     )
-    seconds = time.perf_counter() - started
-    options.out.mkdir(parents=True, exist_ok=True)
-    found = {"python": platform.python_version()} | {name: version(name) for name in ("torch", "transformers")}
-    command = (
-        f"python benchmarks/learning_mirror.py --steps {options.steps} --seeds {options.seeds} --tasks {options.tasks}"
-    )
-    told = {"command": command, "versions": found, "seconds": seconds, "runs": results}
-    (options.out / "learning_mirror.json").write_text(json.dumps(told, indent=1) + "\n")
-    text = table(results, options.steps, seconds)
-    text += f"\n{', '.join(f'{name} {one}' for name, one in found.items())}; `{command}`\n"
-    (options.out / "learning_mirror.md").write_text(text)
-    print(text)
+            write(
+                results, options, time.perf_counter() - started
+            )  # task by task: a run that is cut off keeps what it has
+    print((options.out / "learning_mirror.md").read_text())
 
 
 if __name__ == "__main__":

@@ -130,6 +130,20 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "transformers")}
 
 
+def write(results: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    told = {"command": f"python benchmarks/meta_es.py --seeds {options.seeds} --steps {options.steps}", "versions": versions(),
+            "weights": WEIGHTS, "evolution": EVOLUTION, "results": results}  # fmt: skip
+    (options.out / "meta_es.json").write_text(json.dumps(told, indent=1) + "\n")
+    text = (
+        table(results, options.steps)
+        + "\n"
+        + ", ".join(f"{name} {found}" for name, found in versions().items())
+        + f"; `{told['command']}`\n"
+    )
+    (options.out / "meta_es.md").write_text(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
@@ -152,23 +166,13 @@ def main() -> None:
             with contextlib.redirect_stdout(io.StringIO()):
                 found = seed_runs(folder, start, seed, options.steps)
             results.append({"seed": seed, "runs": found})
+            write(results, options)  # seed by seed: a run that is cut off keeps what it has
             print(
                 f"seed {seed}: "
                 + ", ".join(f"{name} {one['end']:.2f} ({one['seconds']} s)" for name, one in found.items()),
                 flush=True,
             )
-    options.out.mkdir(parents=True, exist_ok=True)
-    told = {"command": f"python benchmarks/meta_es.py --seeds {options.seeds} --steps {options.steps}", "versions": versions(),
-            "weights": WEIGHTS, "evolution": EVOLUTION, "results": results}  # fmt: skip
-    (options.out / "meta_es.json").write_text(json.dumps(told, indent=1) + "\n")
-    text = (
-        table(results, options.steps)
-        + "\n"
-        + ", ".join(f"{name} {found}" for name, found in versions().items())
-        + f"; `{told['command']}`\n"
-    )
-    (options.out / "meta_es.md").write_text(text)
-    print(text)
+    print((options.out / "meta_es.md").read_text())
 
 
 if __name__ == "__main__":

@@ -137,6 +137,28 @@ class TestLive:
         assert sink._part is None
         recorder.close()
 
+    def test_an_evolution_moves_the_bar_and_training_starts_it_anew(self, live):
+        recorder, _stream = live
+        sink = recorder._sinks[0]
+
+        def seen():
+            console = Console(file=StringIO(), width=160)
+            console.print(sink._render())
+            return console.file.getvalue()
+
+        recorder.progress(4, 40, phase="evolution")
+        recorder.metrics(0, {"fitness": 0.25, "best_fitness": 0.5}, split="evolution")
+        recorder.progress(10, 40, phase="evolution")
+        for part in ("sft: evolution", "10/40  25%", "fitness\u00a00.2500", "best\u00a0fitness\u00a00.5000"):
+            assert part in seen()
+        assert sink.seconds_left() is not None
+        recorder.progress(0, 300)
+        assert sink.seconds_left() is None  # the pace of the evolution is not that of the training
+        recorder.metrics(1, {"loss": 1.5})
+        assert "evolution" not in seen()
+        assert "loss" in seen()
+        recorder.close()
+
     def test_without_a_known_end(self, live):
         recorder, stream = live
         recorder.progress(7, None)

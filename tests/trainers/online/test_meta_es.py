@@ -25,8 +25,30 @@ def test_killed_and_resumed_equals_uninterrupted(
     evolve("whole").train()
     killed_after(evolve("cut"), 1, monkeypatch)
     assert len(state(tmp_path / "cut")["history"]) == 1
+    assert any(state(tmp_path / "cut")["state"]["center"])  # the first step has moved the weights
     evolve("cut").train(resume="auto")
     same_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_the_final_training_resumes_with_what_evolved(evolve: Evolve, tmp_path: Path) -> None:
+    settings = {
+        "init_scale": 0.02,
+        "meta_iterations": 1,
+        "T": 1,
+        "max_steps": 3,
+        "save_strategy": "steps",
+        "save_interval": 1,
+    }
+    evolve("whole", **settings).train()
+    evolve("cut", **settings).train()
+    again = evolve("cut", **settings)
+    again.train(resume=str(tmp_path / "cut" / "checkpoints" / "checkpoint-2"))
+    same_runs(tmp_path / "whole", tmp_path / "cut")
+    assert {entry.name: entry.weight for entry in again.rewards.entries} != {
+        "letters": 0.0,
+        "digits": 0.5,
+        "longer": 2.0,
+    }
 
 
 def test_the_evolution_of_another_run_goes_on(evolve: Evolve, tmp_path: Path) -> None:
