@@ -19,6 +19,11 @@ from aligntune.planning.shapes import Shape, shape_of
 
 RESULTS = Path(__file__).parent / "results"
 FUSED = "adamw_torch_fused"
+WARMUP = 4
+"""Steps of `sft_step.py` before those that it counts."""
+SPLIT = {"split": "adamw_split", "splitbf16": "adamw_split_bf16"}
+BATCH_ROWS, LENGTH = 8, 2048
+"""Packed rows of a step of `sft_run.py`, and their tokens."""
 LENGTHS = 128
 """Prompt tokens of the rollout benchmark."""
 TRL_SFT = [
@@ -30,10 +35,12 @@ TRL_SFT = [
 2.11, transformers 5.17: GiB measured, the largest batch (taken to hold a row at the cap), checkpointing."""
 
 
-def rows() -> Iterator[tuple[str, float | None, dict[str, float] | str, float]]:
-    """(what, predicted bytes or None, lines at the peak or why there is no model, measured GiB)."""
+def rows() -> Iterator[tuple[str, float, dict[str, float], float]]:
+    """(what, predicted bytes, lines at the peak, measured GiB)."""
     for found in _read("sft_step.jsonl"):
         yield _row(f"SFT step, native, {found['arm']}", _sft(found), found["peak_gib"])
+    for found in _read("sft_run.jsonl"):
+        yield _row(f"SFT run, native, {found['arm']}", _whole_run(found), found["peak_gib"])
     for name, measured, batch, checkpointing in TRL_SFT:
         training = Training(_shape("0.5b"), batch, "tiles", optimizer=FUSED, checkpointing=checkpointing)
         yield _row(f"SFT step, TRL, {name}", training, measured)
@@ -50,10 +57,8 @@ def rows() -> Iterator[tuple[str, float | None, dict[str, float] | str, float]]:
 
 
 def _row(
-    what: str, training: Training | str, measured: float, moment: str | None = None
-) -> tuple[str, float | None, Any, float]:
-    if isinstance(training, str):
-        return what, None, training, measured
+    what: str, training: Training, measured: float, moment: str | None = None
+) -> tuple[str, float, dict[str, float], float]:
     found = moments(training)
     lines = found[moment] if moment else max(found.values(), key=lambda one: sum(one.values()))
     return what, sum(lines.values()), lines, measured
@@ -63,15 +68,27 @@ def _shape(name: str) -> Shape:
     return shape_of({"model_type": "qwen2", "tie_word_embeddings": True} | SHAPES[name], name)
 
 
-def _sft(found: dict[str, Any]) -> Training | str:
-    """Weights, gradients and states in bf16: a loop of the benchmark's own, not a trainer."""
-    if "compile" in found["arm"]:
-        return "compiled layers keep what the compiler chooses, and are no setting of a run"
-    batches = packed_batches(16, 16_384, SHAPES[found["shape"]]["vocab_size"])
+def _sft(found: dict[str, Any]) -> Training:
+    """Weights and gradients in bf16: a loop of the benchmark's own, not a trainer."""
+    parts, vocab = found["arm"].split("-"), SHAPES[found["shape"]]["vocab_size"]
+    micro = 2 if "micro8k" in parts else 1
+    batches = packed_batches((found["steps"] + WARMUP) * micro, 16_384 // micro, vocab)
     batch = max(batches, key=lambda rows: sum(map(len, rows)))
     tokens = sum(map(len, batch))
+    keep = next((keep for keep in ("cheap", "half", "mlp") if keep in parts), "all")
+    optimizer = next((SPLIT[part] for part in parts if part in SPLIT), FUSED)
     return Training(
-        _shape(found["shape"]), Batch(tokens, tokens - len(batch), max(map(len, batch))), "loss", trained=2, optimizer=FUSED,
+        _shape(found["shape"]), Batch(tokens, tokens - len(batch), max(map(len, batch))), "loss", trained=2, optimizer=optimizer,
+        compiled=keep if "compile" in parts else None, accumulates=micro > 1, repeats_keys=_before_2_12(found),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _whole_run(found: dict[str, Any]) -> Training:
+    """Full rows, as the plan of a run takes them."""
+    assert found["arm"] == "split16", "say what this arm is"
+    tokens = BATCH_ROWS * LENGTH
+    return Training(
+        _shape(found["shape"]), Batch(tokens, tokens, LENGTH), "loss", trained=2, optimizer="adamw_split_bf16", compiled="mlp",
         repeats_keys=_before_2_12(found),
     )  # fmt: skip
 
@@ -128,12 +145,8 @@ def table() -> str:
     ]
     errors = []
     for what, predicted, parts, measured in rows():
-        if predicted is None:
-            lines.append(f"| {what} | no model | {measured:.2f} | | {parts} |")
-            continue
         error = predicted / GIB / measured - 1
         errors.append(abs(error))
-        assert isinstance(parts, dict)
         largest = sorted(parts.items(), key=lambda part: -part[1])[:4]
         shown = ", ".join(f"{name} {size / GIB:.2f}" for name, size in largest)
         lines.append(f"| {what} | {predicted / GIB:.2f} | {measured:.2f} | {error:+.1%} | {shown} |")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,13 +13,16 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from aligntune.config.base import LoraSettings
+from aligntune.config.enums import SPLIT_OPTIMIZERS
 from aligntune.models.forward import trunk_hidden, use_padding
+from aligntune.models.kernels import compile as kernels
 from aligntune.models.kernels import linear_loss
 from aligntune.models.packed import PackedRows
-from aligntune.planning import memory, situation
+from aligntune.planning import compiled, memory, situation
 from aligntune.planning.memory import GIB, Batch, Rollout, Training, layer_bytes, moments, peak
-from aligntune.planning.shapes import Shape, shape_of
+from aligntune.planning.shapes import FAMILIES, Shape, shape_of
 from aligntune.rollouts import graph
+from aligntune.trainers import compiling
 
 BF16, FP32 = torch.bfloat16, torch.float32
 SIZES: dict[str, Any] = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -146,10 +149,85 @@ def test_checkpointing_saves_the_input_of_each_layer(how: dict[str, Any], bytes_
     assert memory.saved_bytes(training) == 2 * 100 * bytes_each * 64
 
 
+@pytest.mark.parametrize("keep", [pytest.param("all", marks=pytest.mark.slow), "half"])
+def test_compiled_layers_keep_what_is_planned(keep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wide MLP, float32 masters under autocast; by the partitioner that compiling for a GPU goes by, without its code."""
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **k: plain(f, backend="aot_eager_decomp_partition", **k))
+    kernels._compiled_for_training.cache_clear()
+    monkeypatch.setitem(SIZES, "intermediate_size", 208)
+    monkeypatch.setitem(SIZES, "head_dim", 24)
+    sizes = []
+    for layers in (2, 3):
+        model = made("qwen2", layers, FP32, "sdpa", None, False, False)
+        kernels.compile_layers(model, keep=keep)
+        sizes.append(saved(model, 100, 1, True))
+    kernels._compiled_for_training.cache_clear()
+    training = Training(small("qwen2"), Batch(100, 0, 100), "none", compiled=keep)
+    casts = 2 * training.shape.layer_matrices if keep == "all" else 0
+    assert sizes[1] - sizes[0] == pytest.approx(100 * layer_bytes(training) + casts, abs=16)  # a seed of attention
+
+
+def test_selective_checkpointing_by_hand() -> None:
+    """H 896, I 4864, Q 896, K 128, 14 heads; masters in float32 unless LoRA."""
+    each = {keep: layer_bytes(replace(QWEN_PACKED, compiled=keep)) for keep in ("cheap", "half", "mlp")}
+    mlp = 4 * 896 + 2 * (896 + 2 * 128) + 2 * 896 + 4 * 14 + 2 * 896  # input; q, k, v; attention, log-sums; o
+    assert each == {"mlp": mlp, "half": mlp + 2 * 4864, "cheap": mlp + 4 * 4864}
+    normed = replace(QWEN_PACKED, compiled="mlp", shape=replace(QWEN.shape, family=FAMILIES["olmo2"]))
+    assert layer_bytes(normed) == mlp + 2 * 896  # down's result is normed
+    # Products of LoRA on q and down: q, A, B (wide, the first), k, v, o, gate (2nd), up (3rd), A of down.
+    lora = replace(QWEN_PACKED, compiled="half", lora=LoraSettings(16, 32, 0.0, ["q_proj", "down_proj"], True))
+    assert layer_bytes(lora) == mlp - 2 * 896 + 2 * (16 + 4864 + 16)
+
+
+def test_moments_of_compiled_layers() -> None:
+    t, embedding = replace(QWEN_PACKED, compiled="mlp"), 151_936 * 896
+    found, matrices = moments(t), QWEN.shape.layer_matrices
+    assert found["end of the forward pass"]["bf16 copies of weights"] == 2 * embedding  # of the head alone
+    whole = layer_bytes(replace(t, compiled="all"))
+    again = found["recomputing the last layer"]
+    assert again["recomputed of a layer"] == 16_384 * (whole - layer_bytes(t)) + 2 * matrices
+    assert again["activations"] == 24 * 16_384 * layer_bytes(t)
+    kept = moments(replace(t, compiled="all"))["start of the backward pass"]
+    assert kept["bf16 copies of weights"] == 2 * (embedding + 24 * matrices)
+    sizes = [peak(replace(QWEN_PACKED, compiled=keep)) for keep in ("mlp", "half", "cheap", "all", None)]
+    assert sizes == sorted(sizes)
+
+
+def test_split_weights_by_hand() -> None:
+    """bfloat16 weight 2, rest 2, gradient 2, moments 4 + 4 or 2 + 2 bytes; nothing is cast."""
+    n = 494_032_768
+    for name, moment in (("adamw_split", 4), ("adamw_split_bf16", 2)):
+        t = replace(QWEN_PACKED, optimizer=name, trained=2)
+        assert moments(t)["optimiser step"] == {
+            "weights": 2 * n,
+            "optimiser states": (2 + 2 * moment) * n,
+            "gradients": 2 * n,
+        }
+        assert "bf16 copies of weights" not in moments(t)["end of the forward pass"]
+
+
+def test_rollouts_hold_rounded_weights() -> None:
+    n, line = 494_032_768, "rounded weights for rollouts"
+    online = replace(QWEN, rollout=Rollout(128, 384, 128 * 128))
+    assert moments(online)["optimiser step"][line] == 2 * n
+    assert moments(online)["rollout"]["rollout cache"] == 2 * 24 * 128 * 2 * 128 * 384  # not that of float32 masters
+    lora = replace(online, lora=LoraSettings(16, 32, 0.0, ["q_proj"], True))
+    adapter = 24 * 16 * (896 + 896)
+    assert moments(lora)["rollout"][line] == 2 * adapter
+    rest = n - 24 * QWEN.shape.layer_matrices
+    assert moments(replace(lora, quantised="4bit"))["rollout"][line] == 2 * (adapter + rest)
+    for same in ({"trained": 2, "optimizer": "adamw_split"}, {"compute": 4}):
+        assert line not in moments(replace(online, **same))["rollout"]
+
+
 def test_constants_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     assert linear_loss.CHUNK_BYTES["cuda"] == memory.CHUNK
     assert graph.PREFILL_TOKENS == memory.PREFILL
     assert situation.MOST_ROWS == graph.MOST_ROWS
+    assert compiled.MEASURED == compiling.MEASURED
+    assert get_args(memory.Keep) == get_args(kernels.Keep)
+    assert set(memory.OPTIMIZERS) >= set(SPLIT_OPTIMIZERS)
     monkeypatch.setitem(linear_loss.CHUNK_BYTES, "meta", memory.CHUNK)
     for predicted, vocab in ((5000, 151936), (7, 151936), (20_000, 32_000), (10, 50_000_000)):
         hidden, weight = torch.empty(predicted, 1, device="meta"), torch.empty(vocab, 1, device="meta")
@@ -225,3 +303,4 @@ QWEN = Training(
               "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}, "qwen"),
     Batch(16_384, 16_384, 2048, masked=True), "tiles", optimizer="adamw_torch_fused", checkpointing=True,
 )  # fmt: skip
+QWEN_PACKED = replace(QWEN, batch=Batch(16_384, 16_384, 2048), head="loss", checkpointing=False)

@@ -185,7 +185,7 @@ def test_precision_and_quantisation(qwen: Path) -> None:
 @pytest.mark.parametrize(
     ("algorithm", "card", "train"),
     [("sft", 20, {"per_device_batch_size": 8}), ("sft", 6, {"per_device_batch_size": 8}), ("sft", 2.2, {"per_device_batch_size": 8}),
-     ("dpo", 12, {"per_device_batch_size": 8}), ("grpo", 16, {"per_device_batch_size": 16, "gradient_accumulation_steps": 2})],
+     ("dpo", 12, {"per_device_batch_size": 8}), ("dpo", 4, {"per_device_batch_size": 8}), ("grpo", 16, {"per_device_batch_size": 16, "gradient_accumulation_steps": 2})],
 )  # fmt: skip
 def test_advice_is_true(algorithm: str, card: float, train: dict[str, Any], qwen: Path) -> None:
     """Planning the config with the proposed settings gives the promised size, and it fits."""
@@ -217,12 +217,59 @@ def test_advice_begins_with_what_costs_least(qwen: Path) -> None:
     assert batch.advice is not None
     assert [change.overrides for change in batch.advice.changes] == [
         ("model.gradient_checkpointing=true",),
-        ("train.optimizer=adamw_torch_fused",),
         ("train.per_device_batch_size=2", "train.gradient_accumulation_steps=4"),
     ]
     hopeless = make_plan(config, card=0.7 * GIB)
     assert hopeless.advice is not None
     assert not hopeless.advice.fits
+
+
+def changes(config: dict[str, Any], card: float) -> list[tuple[str, ...]]:
+    plan = make_plan(config, card=card * GIB)
+    assert plan.advice is not None
+    assert plan.advice.fits
+    return [change.overrides for change in plan.advice.changes]
+
+
+def test_advice_for_the_native_backend(qwen: Path) -> None:
+    """First what layers recompute, then moments in bfloat16, then gradient checkpointing in place of the first."""
+    config = run(
+        qwen,
+        backend="native",
+        model={"gradient_checkpointing": False},
+        train={"per_device_batch_size": 8, "max_steps": 5},
+    )
+    mlp, split = ("model.selective_checkpointing=mlp",), ("train.optimizer=adamw_split_bf16",)
+    checkpointing = ("model.gradient_checkpointing=true",)
+    assert changes(config, 20) == [("model.selective_checkpointing=cheap",)]
+    assert changes(config, 17) == [("model.selective_checkpointing=half",)]
+    assert changes(config, 14) == [mlp]
+    assert changes(config, 10) == [mlp, split]
+    assert set(changes(config, 8)) == {split, checkpointing}
+    assert changes(config, 6) == [checkpointing, ("model.peft_enabled=true",)]  # whose weights are not split
+    selective = config | {"model": {"name_or_path": str(qwen), "selective_checkpointing": "mlp"}}
+    assert set(changes(selective, 8)) == {split, ("model.selective_checkpointing=off", *checkpointing)}
+    plain = config | {"model": {"name_or_path": str(qwen), "gradient_checkpointing": False, "compile": False}}
+    assert changes(plain, 20) == [checkpointing]
+
+
+def test_what_is_compiled(qwen: Path) -> None:
+    def kept(algorithm: str, **sections: Any) -> str | None:
+        return make_plan(run(qwen, algorithm, **{"backend": "native"} | sections)).situation.training.compiled
+
+    assert kept("sft") == kept("dpo") == kept("grpo", model={"compile": True}) == "all"
+    assert kept("sft", model={"selective_checkpointing": "half"}) == "half"
+    assert kept("sft", backend="trl") is None
+    assert kept("sft", model={"compile": False}) is None
+    assert kept("grpo") is None
+    assert kept("sft", dataset={"task_type": "text_classification"}) is None
+    four_bit = {"quantization": {"load_in_4bit": True}}
+    assert kept("dpo", model=four_bit) is None
+    for model in (four_bit | {"compile": True}, four_bit | {"selective_checkpointing": "mlp"}):
+        with pytest.raises(ConfigError, match="quantised layers do not compile"):
+            kept("dpo", model=model)
+    with pytest.raises(ConfigError, match="lora_dropout"):
+        kept("sft", model={"peft_enabled": True, "selective_checkpointing": "mlp"})
 
 
 def test_advice_contradicts_what_was_given_under_another_name(qwen: Path) -> None:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from aligntune.config import applies
-from aligntune.config.enums import AlgorithmType, PrecisionType
+from aligntune.config.enums import SPLIT_OPTIMIZERS, AlgorithmType, PrecisionType
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.errors import AlignTuneError
 from aligntune.planning.situation import Situation, copies_reference
 
+ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_apex_fused", "adamw_split")
+"""The same update: `adamw_split_bf16` may take their place."""
 LEAST = 0.01
 """A change that saves less than this share of the peak is not worth a setting."""
 Planner = Callable[[list[str]], Situation]
@@ -25,8 +27,8 @@ Need = Callable[[Situation], float]
 Proposal = tuple[tuple[str, ...], str]
 """Overrides, and what they cost in a few words."""
 Run = SFTRunConfig | RLRunConfig
-Kind = Callable[[Run], Iterator[Proposal]]
-"""The proposals of one kind for a run, in the order in which they are tried."""
+Kind = Callable[[Situation], Iterator[Proposal]]
+"""The proposals of one kind for a run as it is, in the order in which they are tried."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Advice:
 def advise(plan: Planner, need: Need, room: float) -> Advice:
     """The changes that bring `need` to at most `room` bytes, without those that turn out not to be needed.
 
-    After each change the cheapest are tried again: what saved nothing may do so now that the peak is elsewhere.
+    After each change the cheapest are tried again: what saved nothing may do so now that the peak is elsewhere. A change that
+    sets all that an earlier one set takes its place.
     """
     chosen: list[Proposal] = []
     left, now = list(KINDS), plan([])
@@ -62,7 +65,9 @@ def advise(plan: Planner, need: Need, room: float) -> Advice:
             break
         kind, proposal, now = found
         left.remove(kind)
-        chosen.append(proposal)
+        kept = _with(chosen, proposal)[:-1]
+        undone = {name for entry in chosen if entry not in kept for name in _names(entry)}
+        chosen = [*kept, _without(undone, proposal, kept, plan, need, now)]
     for change in chosen[-2::-1]:  # the dearest first
         others = [entry for entry in chosen if entry is not change]
         without = _try(plan, _flat(others))
@@ -76,8 +81,8 @@ def _best(
 ) -> tuple[Kind, Proposal, Situation] | None:
     """The first proposal of `kind` that fits, else the last that saves; None when none does."""
     best = None
-    for proposal in kind(now.run):
-        found = _try(plan, [*_flat(chosen), *proposal[0]])
+    for proposal in kind(now):
+        found = _try(plan, _flat(_with(chosen, proposal)))
         if found is None or need(found) > need(now) * (1 - LEAST):
             continue
         best = (kind, proposal, found)
@@ -113,36 +118,74 @@ def _flat(chosen: list[Proposal]) -> list[str]:
     return [override for overrides, _ in chosen for override in overrides]
 
 
+def _with(chosen: list[Proposal], proposal: Proposal) -> list[Proposal]:
+    return [entry for entry in chosen if not _names(entry) <= _names(proposal)] + [proposal]
+
+
+def _without(
+    undone: set[str], proposal: Proposal, kept: list[Proposal], plan: Planner, need: Need, now: Situation
+) -> Proposal:
+    """`proposal`, which beside `kept` led to `now`, without overrides that only take back a change whose place it took."""
+    overrides, cost = proposal
+    for override in overrides:
+        less = (tuple(other for other in overrides if other != override), cost)
+        if override.partition("=")[0] in undone:
+            found = _try(plan, _flat([*kept, less]))
+            if found is not None and need(found) == need(now):
+                overrides = less[0]
+    return overrides, cost
+
+
+def _names(proposal: Proposal) -> set[str]:
+    return {override.partition("=")[0] for override in proposal[0]}
+
+
 # What may be changed, cheapest first --------------------------------------------------------------------------------
 
 
-def _fused(run: Run) -> Iterator[Proposal]:
-    if run.train.optimizer == "adamw_torch":
+def _fused(now: Situation) -> Iterator[Proposal]:
+    if now.run.train.optimizer == "adamw_torch":
         yield ("train.optimizer=adamw_torch_fused",), "none: the same update in one kernel"
 
 
-def _half(run: Run) -> Iterator[Proposal]:
-    if run.model.precision is PrecisionType.FP32:
+def _half(now: Situation) -> Iterator[Proposal]:
+    if now.run.model.precision is PrecisionType.FP32:
         yield ("model.precision=bf16",), "rounding of activations; weights stay float32"
 
 
-def _checkpointing(run: Run) -> Iterator[Proposal]:
-    if not run.model.gradient_checkpointing:
-        yield ("model.gradient_checkpointing=true",), "about a third more time"
+def _selective(now: Situation) -> Iterator[Proposal]:
+    """Costs as measured on an H100 at the shape of a 0.5B model."""
+    model = now.run.model
+    if now.backend == "native" and not model.gradient_checkpointing and model.selective_checkpointing == "off":
+        yield ("model.selective_checkpointing=cheap",), "norms and activations are computed twice"
+        yield ("model.selective_checkpointing=half",), "the same and one of two MLP products; below 1 % of speed"
+        yield ("model.selective_checkpointing=mlp",), "the same and both MLP products; at most 4 % of speed"
 
 
-def _precomputed(run: Run) -> Iterator[Proposal]:
-    if run.algorithm is AlgorithmType.DPO and copies_reference(run):
+def _split(now: Situation) -> Iterator[Proposal]:
+    bf16 = now.run.model.precision in (PrecisionType.BF16, PrecisionType.AUTO)
+    if now.backend == "native" and bf16 and now.run.model.lora is None and now.run.train.optimizer in ADAMW:
+        yield ("train.optimizer=adamw_split_bf16",), "moments rounded to bfloat16; weights stay exact"
+
+
+def _checkpointing(now: Situation) -> Iterator[Proposal]:
+    model = now.run.model
+    if not model.gradient_checkpointing:
+        yield (*_all_kept(now), "model.gradient_checkpointing=true"), "about a third more time"
+
+
+def _precomputed(now: Situation) -> Iterator[Proposal]:
+    if now.run.algorithm is AlgorithmType.DPO and copies_reference(now.run):
         yield ("dataset.precompute_ref_log_probs=true",), "a pass over the pairs before training"
 
 
-def _micro(run: Run) -> Iterator[Proposal]:
+def _micro(now: Situation) -> Iterator[Proposal]:
     """Divisors of the micro-batch, largest first, at the same global batch and, where groups were as large as it, group size."""
-    train = run.train
+    train = now.run.train
     rows, steps = train.per_device_batch_size, train.gradient_accumulation_steps
     group: tuple[str, ...] = ()
-    if isinstance(run, RLRunConfig) and run.algorithm in applies.GROUP_RELATIVE:
-        group = (f"train.num_generations={run.train.num_generations}",)
+    if isinstance(now.run, RLRunConfig) and now.run.algorithm in applies.GROUP_RELATIVE:
+        group = (f"train.num_generations={now.run.train.num_generations}",)
     for smaller in (size for size in range(rows // 2, 0, -1) if rows % size == 0):
         overrides = (
             f"train.per_device_batch_size={smaller}",
@@ -151,29 +194,38 @@ def _micro(run: Run) -> Iterator[Proposal]:
         yield (*overrides, *group), "shorter matrix products; the same optimiser step"
 
 
-def _eight_bit(run: Run) -> Iterator[Proposal]:
-    if run.train.optimizer.startswith("adamw_torch"):
+def _eight_bit(now: Situation) -> Iterator[Proposal]:
+    if now.run.train.optimizer.startswith("adamw_torch"):
         yield ("train.optimizer=adamw_8bit",), "states rounded to 8 bits; needs the extra quant"
 
 
-def _lora(run: Run) -> Iterator[Proposal]:
-    if run.model.lora is None:
+def _lora(now: Situation) -> Iterator[Proposal]:
+    if now.run.model.lora is None:
+        adapter = f"model.{'peft_enabled' if isinstance(now.run, SFTRunConfig) else 'use_peft'}=true"
+        whole = ("train.optimizer=adamw_torch_fused",) if now.run.train.optimizer in SPLIT_OPTIMIZERS else ()
+        yield (adapter, *whole, *_all_kept(now)), "an adapter is trained, not all weights"
+
+
+def _four_bit(now: Situation) -> Iterator[Proposal]:
+    if now.run.model.lora is not None and not now.run.model.quantization:
         yield (
-            (f"model.{'peft_enabled' if isinstance(run, SFTRunConfig) else 'use_peft'}=true",),
-            "an adapter is trained, not all weights",
+            ("model.quantization={load_in_4bit: true}", *_all_kept(now)),
+            "a base rounded to 4 bits; needs the extra quant",
         )
 
 
-def _four_bit(run: Run) -> Iterator[Proposal]:
-    if run.model.lora is not None and not run.model.quantization:
-        yield ("model.quantization={load_in_4bit: true}",), "a base rounded to 4 bits; needs the extra quant"
+def _all_kept(now: Situation) -> tuple[str, ...]:
+    """What takes selective checkpointing back, which some settings exclude."""
+    return () if now.run.model.selective_checkpointing == "off" else ("model.selective_checkpointing=off",)
 
 
-def _shorter(run: Run) -> Iterator[Proposal]:
-    length = run.model.max_seq_length
+def _shorter(now: Situation) -> Iterator[Proposal]:
+    length = now.run.model.max_seq_length
     while length >= 512:
         length //= 2
         yield (f"model.max_seq_length={length}",), "longer rows are cut"
 
 
-KINDS: tuple[Kind, ...] = (_fused, _half, _checkpointing, _precomputed, _micro, _eight_bit, _lora, _four_bit, _shorter)
+KINDS: tuple[Kind, ...] = (
+    _fused, _half, _selective, _split, _checkpointing, _precomputed, _micro, _eight_bit, _lora, _four_bit, _shorter,
+)  # fmt: skip

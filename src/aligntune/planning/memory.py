@@ -6,13 +6,13 @@ the longest row. c bytes of the compute format (2 or 4), t of trained weights (4
 (t when weights are trained under autocast, else c).
 
 A step has four moments, and each is a sum of lines (`moments`); the peak is the largest. The counts of saved activations are
-what autograd saves for transformers' Llama-like layers; `tests/planning/test_memory.py` holds them to that.
+what autograd saves for transformers' Llama-like layers; `tests/planning/test_memory_model.py` holds them to that.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from aligntune.config.base import LoraSettings
@@ -35,16 +35,22 @@ OPTIMIZERS: dict[str, tuple[float, float]] = {
     "adamw_8bit": (0.508, 0), "adamw_bnb_8bit": (0.508, 0), "paged_adamw_8bit": (0, 0), "paged_adamw_32bit": (0, 0),
     "paged_adamw": (0, 0), "adafactor": (0.01, 0), "sgd": (0, 1), "lion_32bit": (1, 0), "lion_8bit": (0.254, 0), "paged_lion_32bit": (0, 0),
     "paged_lion_8bit": (0, 0), "adagrad": (1, 0), "rmsprop": (1, 0), "rmsprop_bnb": (1, 0), "rmsprop_bnb_8bit": (0.254, 0),
-    "adamw_torch_8bit": (0.508, 0), "adamw_torch_4bit": (0.258, 0),
+    "adamw_torch_8bit": (0.508, 0), "adamw_torch_4bit": (0.258, 0), "adamw_split": (5, 0), "adamw_split_bf16": (3, 0),
 }  # fmt: skip
 """(state, temporary) as multiples of the trained weights' bytes. Adam keeps two moments; torch's unfused one also makes their
-square roots for all weights at once. 8 bits: one byte a number and a float32 for each 256. Paged states lie in host memory."""
+square roots for all weights at once. 8 bits: one byte a number and a float32 for each 256. Paged states lie in host memory.
+Split: beside bfloat16 weights a rest of 2 bytes, and two moments of 4 or 2 bytes."""
 EIGHT_BIT = {"adamw_8bit": 2, "adamw_bnb_8bit": 2, "lion_8bit": 1, "rmsprop_bnb_8bit": 1}
 """Numbers per weight of bitsandbytes' optimisers, which transformers keeps in float32 for embeddings."""
 
 Quantised = Literal["4bit", "4bit double", "8bit"]
 MATRIX_BYTES: dict[str, float] = {"4bit": 0.5 + 4 / 64, "4bit double": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
 """Bytes per parameter of a quantised matrix: the number, and one scale for each block of 64 (float32, or 8 bits)."""
+
+Keep = Literal["all", "cheap", "half", "mlp"]
+"""What compiled layers keep (`models.kernels.compile`)."""
+EVERY = {"cheap": 1, "half": 2, "mlp": 0}
+"""Of the wide products of a layer (result more than twice as wide as the input) every which one is kept; 0: none."""
 
 Head = Literal["loss", "log_probs", "tiles", "full", "none"]
 """`loss` and `log_probs`: ours, in chunks (`linear_loss`). `tiles`: TRL's. `full`: a [tokens, vocabulary] tensor. `none`: a
@@ -89,6 +95,8 @@ class Training:
     quantised: Quantised | None = None
     optimizer: str = "adamw_torch"
     checkpointing: bool = False
+    compiled: Keep | None = None
+    """What compiled layers keep; None: layers are not compiled."""
     accumulates: bool = False
     eager: bool = False
     repeats_keys: bool = False
@@ -106,6 +114,11 @@ class Training:
     @property
     def full(self) -> bool:
         return self.lora is None
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether the backward pass of a layer begins by computing a part of it again."""
+        return self.checkpointing or self.compiled in EVERY
 
     @property
     def mixed(self) -> bool:
@@ -139,25 +152,36 @@ def moments(t: Training) -> dict[str, dict[str, float]]:
     """Moment -> line -> bytes."""
     s, kept = t.shape, resident(t)
     gradients = t.trained * t.trained_parameters / t.state_shards
-    values = 0.0 if t.value is None else 4.0 * t.value.parameters
+    values = 0.0 if t.value is None else float(t.trained * t.value.parameters)
     critic = {} if t.value is None else {"value model's activations": value_activations(t)}
     earlier = {"gradients": gradients + values} if t.accumulates else {}
-    layer = t.batch.tokens * layer_bytes(t) + (cast_bytes(t, s.layer_matrices) if t.mixed else 0)
+    whole = replace(t, compiled=t.compiled and "all")
+    layer = t.batch.tokens * layer_bytes(whole) + cast_bytes(t, s.layer_matrices)
     saved = {"activations": saved_bytes(t)} | critic | earlier
-    # Under checkpointing the casts of the layers live only as long as autocast's cache, in the forward pass.
+    # Where layers are computed again, their casts live only as long as autocast's cache, in the forward pass; compiled layers
+    # cast within, past that cache.
     # A float32 head is copied whole, but by TRL, which copies a tile at a time.
     copies_head = (t.mixed or t.quantised is not None) and t.head in ("loss", "log_probs", "full")
     head_cast = t.compute * s.embedding if copies_head else 0
-    casts = cast_bytes(t, s.layers * s.layer_matrices) + head_cast
+    casts = head_cast + cast_bytes(t, s.layers * s.layer_matrices)
+    early, late = (
+        head_cast if t.recomputes and (t.compiled or at_backward) else casts for at_backward in (False, True)
+    )
+    head_gradient = t.trained * s.embedding if t.full and t.head != "none" else 0
     found = {
-        "end of the forward pass": kept | saved | {"bf16 copies of weights": casts, "logits": head_forward(t)},
-        "start of the backward pass": kept | saved | {"bf16 copies of weights": head_cast if t.checkpointing else casts,
+        "end of the forward pass": kept | saved | {"bf16 copies of weights": early, "logits": head_forward(t)},
+        "start of the backward pass": kept | saved | {"bf16 copies of weights": late,
                                                       "logits and head's gradient": head_backward(t)},
         "end of the backward pass": kept | {"gradients": gradients + values, "activations of a layer": layer,
-                                            "gradient of the embedding": t.trained * s.embedding if t.full and s.tied and t.head != "none" else 0},
+                                            "gradient of the embedding": head_gradient if s.tied else 0},
         "optimiser step": kept | {"gradients": gradients + values,
                                   "temporaries": OPTIMIZERS[t.optimizer][1] * (gradients + values)},
     }  # fmt: skip
+    if t.recomputes:
+        again = layer - (0 if t.checkpointing else min(layer, t.batch.tokens * layer_bytes(t)))
+        found["recomputing the last layer"] = kept | saved | {
+            "bf16 copies of weights": head_cast, "recomputed of a layer": again, "gradient of the head": head_gradient,
+        }  # fmt: skip
     if t.rollout is not None:
         found["rollout"] = kept | {"reading prompts": prefill_bytes(t)}
     return {moment: {name: size for name, size in lines.items() if size} for moment, lines in found.items()}
@@ -170,7 +194,7 @@ def resident(t: Training) -> dict[str, float]:
     """Lines of every moment: weights, optimiser states, other models, and the rollout engine's buffers."""
     lines = {"weights": weight_bytes(t) / t.weight_shards, "optimiser states": optimizer_bytes(t) / t.state_shards}
     if t.value is not None:
-        lines["value model's weights and states"] = 4.0 * t.value.parameters * (1 + OPTIMIZERS[t.optimizer][0])
+        lines["value model's weights and states"] = t.trained * t.value.parameters * (1 + OPTIMIZERS[t.optimizer][0])
     return lines | t.frozen | rollout_bytes(t)
 
 
@@ -196,12 +220,22 @@ def optimizer_bytes(t: Training) -> float:
 
 
 def rollout_bytes(t: Training) -> dict[str, float]:
-    """2 n K b for each token of each row, b the bytes of the weights; and 2 x 4 V for each row (logits, tempered logits)."""
+    """2 n K c for each token of each row; 2 x 4 V for each row (logits, tempered logits); and the rounded weights."""
     if t.rollout is None:
         return {}
     s, rows = t.shape, t.rollout.rows
-    cache = 2 * s.layers * s.keys * t.residual * rows * t.rollout.length
-    return {"rollout cache": float(cache), "rollout logits": 8.0 * s.vocab * rows}
+    cache = 2 * s.layers * s.keys * t.compute * rows * t.rollout.length
+    return {"rollout cache": float(cache), "rollout logits": 8.0 * s.vocab * rows, "rounded weights for rollouts": rounded_bytes(t)}  # fmt: skip
+
+
+def rounded_bytes(t: Training) -> float:
+    """c for every float32 parameter of a policy that computes in another format: all when all are trained, else the adapter
+    and, beside quantised matrices, the rest of the base (`rollouts.rounded`)."""
+    if t.rollout is None or t.compute == 4 or (t.full and not t.mixed):
+        return 0.0
+    s = t.shape
+    base = s.parameters - s.layers * s.layer_matrices if t.quantised is not None else 0
+    return float(t.compute * (t.trained_parameters + base))
 
 
 # Activations --------------------------------------------------------------------------------------------------------
@@ -215,7 +249,51 @@ def saved_bytes(t: Training) -> float:
 
 def layer_bytes(t: Training) -> float:
     """Bytes that autograd saves for one token in one layer."""
+    if t.compiled is not None:
+        return kept_by_compiler(t) if t.compiled == "all" else kept_of_products(t)
     return norm_bytes(t) + input_bytes(t) + attention_bytes(t) + mlp_bytes(t)
+
+
+def kept_of_products(t: Training) -> float:
+    """Selective checkpointing: the layer's input (r H); of each product whose result the backward pass reads c times its
+    width, unless it is a wide one that is not kept; attention's result and log-sums, c Q + 4 for each head.
+
+    A LoRA pair is two products more, and its second is always wide. The last product of a layer is only read where it is
+    normed.
+    """
+    assert t.compiled in EVERY
+    s, c, every = t.shape, t.compute, EVERY[t.compiled]
+    adapted = set() if t.lora is None else s.target_names(t.lora)
+    products: list[tuple[int, int, bool]] = []
+    for place, (name, inputs, outputs, _) in enumerate(s.linears):
+        read = place < len(s.linears) - 1 or s.family.normed_result
+        products.append((inputs, outputs, read))
+        if t.lora is not None and name in adapted:
+            products += [(inputs, t.lora.rank, True), (t.lora.rank, outputs, read)]
+    width = wide = 0
+    for inputs, outputs, read in products:
+        is_wide = outputs > 2 * inputs
+        wide += is_wide
+        if read and (not is_wide or (every and wide % every == 0)):
+            width += outputs
+    return (
+        t.residual * s.hidden + c * (width + s.queries) + 4 * s.heads + (c * t.batch.longest if t.batch.masked else 0)
+    )
+
+
+def kept_by_compiler(t: Training) -> float:
+    """The layer's input (r H); the inputs of matrices, which are not computed again: both normed values, attention's
+    result, the feed-forward part's product (c (2 H + Q + I)); what else attention reads (c (Q + 2 K)), o's result (c H), the
+    results of gate and up (c I each), and a number of 4 for each norm. Rank c for each LoRA pair.
+
+    Which of them torch's partitioner keeps follows from its heuristics, and was read off a compiled Qwen2 layer of torch 2.13;
+    a test holds it. For other families the same parts are taken.
+    """
+    s, c, family = t.shape, t.compute, t.shape.family
+    inner = (3 if family.gated else 2) * s.inner
+    results = (family.norms - 1) * s.hidden + (s.queries + s.keys if family.head_norm else 0)
+    pairs = 0 if t.lora is None else t.lora.rank * len(s.targets(t.lora))
+    return t.residual * s.hidden + attention_bytes(t) + c * (inner + 2 * s.hidden + results + pairs) + 4 * family.norms
 
 
 def norm_bytes(t: Training) -> float:
@@ -268,7 +346,9 @@ def value_activations(t: Training) -> float:
     """Those of a value model, which is never checkpointed."""
     assert t.value is not None
     return saved_bytes(
-        Training(t.value, t.batch, "none", compute=t.compute, eager=t.eager, repeats_keys=t.repeats_keys)
+        Training(
+            t.value, t.batch, "none", compute=t.compute, trained=t.trained, eager=t.eager, repeats_keys=t.repeats_keys
+        )
     )
 
 
@@ -320,7 +400,7 @@ def _head_gradient(t: Training) -> float:
 
 
 def prefill_bytes(t: Training) -> float:
-    """Three tensors of width I, and the residual in float32 and as it is, for the prompt tokens of one pass."""
+    """Three tensors of width I, and the residual in float32 and in c, for the prompt tokens of one pass."""
     assert t.rollout is not None
     s, tokens = t.shape, min(PREFILL, t.rollout.prompt_tokens)
-    return float(tokens * (3 * s.inner * t.residual + s.hidden * (4 + t.residual)))
+    return float(tokens * (3 * s.inner * t.compute + s.hidden * (4 + t.compute)))

@@ -35,6 +35,8 @@ class Family:
     """Norms of queries and keys: `head` (width of one head), `all` (of all heads), or none."""
     wide_norms: bool = False
     """Whether RMSNorm multiplies by its weight in float32."""
+    normed_result: bool = False
+    """Whether the result of the feed-forward part is normed before it is added."""
     fused: bool = False
     """One matrix for queries, keys and values, and (gated) one for gate and up."""
     positions: bool = False
@@ -61,11 +63,11 @@ FAMILIES = {
     "qwen2": Family(bias="qkv"),
     "qwen3": Family(bias="config", head_norm="head", defaults=(("head_dim", 128),)),
     "gemma": Family(tied=True, wide_norms=True, defaults=(("head_dim", 256),)),
-    "gemma2": Family(tied=True, norms=4, wide_norms=True, defaults=(("head_dim", 256),)),
-    "gemma3_text": Family(tied=True, norms=4, wide_norms=True, head_norm="head", defaults=(("head_dim", 256),)),
+    "gemma2": Family(tied=True, norms=4, normed_result=True, wide_norms=True, defaults=(("head_dim", 256),)),
+    "gemma3_text": Family(tied=True, norms=4, normed_result=True, wide_norms=True, head_norm="head", defaults=(("head_dim", 256),)),
     "granite": Family(bias="config", adapters=None),
     "smollm3": Family(tied=True, bias="config", adapters=None),
-    "olmo2": Family(bias="config", head_norm="all", wide_norms=True, adapters=None),
+    "olmo2": Family(bias="config", head_norm="all", normed_result=True, wide_norms=True, adapters=None),
     "phi3": Family(fused=True, names=_PHI3, adapters=None),
     "gpt_neox": Family(bias="all", gated=False, norm_bias=True, fused=True, names=_NEOX,
                        adapters=("query_key_value",), keys=(("num_key_value_heads", "num_attention_heads"),)),
@@ -138,6 +140,11 @@ class Shape:
 
     def targets(self, lora: LoraSettings) -> list[tuple[int, int]]:
         """(inputs, outputs) of the matrices of a layer that get an adapter. ModelError for names that it has not got."""
+        names = self.target_names(lora)
+        return [(inputs, outputs) for name, inputs, outputs, _ in self.linears if name in names]
+
+    def target_names(self, lora: LoraSettings) -> set[str]:
+        """Names of the matrices that get an adapter, as `targets`."""
         wanted = lora.target_modules
         if isinstance(wanted, list):
             missing = sorted({name.rsplit(".", 1)[-1] for name in wanted} - set(self.family.names))
@@ -155,9 +162,7 @@ class Shape:
                 for at, name in enumerate(self.family.names)
             }
             wanted = [name for name, path in paths.items() if re.fullmatch(wanted, path)]
-        return [
-            (inputs, outputs) for name, inputs, outputs, _ in self.linears if wanted == "all-linear" or name in wanted
-        ]
+        return {name for name, *_ in self.linears if wanted == "all-linear" or name in wanted}
 
     def adapter_parameters(self, lora: LoraSettings) -> int:
         """A matrix of `inputs x rank` and one of `rank x outputs` for each target."""

@@ -15,10 +15,21 @@ from packaging.version import Version
 
 from aligntune.backends.select import choose
 from aligntune.config import applies
-from aligntune.config.enums import AlgorithmType, PrecisionType
+from aligntune.config.enums import SPLIT_OPTIMIZERS, AlgorithmType, PrecisionType
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.errors import ConfigError, ModelError
-from aligntune.planning.memory import CONTEXT, OPTIMIZERS, Batch, Head, Quantised, Rollout, Training, weight_bytes
+from aligntune.planning.compiled import what_compiled_layers_keep
+from aligntune.planning.memory import (
+    CONTEXT,
+    OPTIMIZERS,
+    Batch,
+    Head,
+    Quantised,
+    Rollout,
+    Training,
+    rounded_bytes,
+    weight_bytes,
+)
 from aligntune.planning.shapes import Shape, read_shape, saved_bytes_per_parameter
 from aligntune.trainers.online_plan import Plan, make_plan
 
@@ -57,14 +68,17 @@ def situation(run: Run, card: float | None = None) -> Situation:
     processes = _processes(run, notes)
     strategy = run.launch.strategy if processes > 1 else "ddp"
     accumulation = run.train.gradient_accumulation_steps
-    optimizer = run.train.optimizer
+    optimizer = run.train.optimizer if run.train.is_set("optimizer") else "adamw_torch_fused"  # the default on a GPU
     if optimizer not in OPTIMIZERS:
         notes.append(f"optimiser {optimizer} is not known here: counted as adamw_torch")
         optimizer = "adamw_torch"
     packed = backend == "native" and not _classifies(run)
     batch, head = _batch(run, shape, packed, attention), _head(run, packed)
+    compiled = what_compiled_layers_keep(run, shape) if packed else None
+    if compiled is not None:
+        notes.append("compiled layers (a C compiler is there)")
     training = Training(
-        shape, batch, head, model.lora, compute,
+        shape, batch, head, model.lora, compute, trained=2 if optimizer in SPLIT_OPTIMIZERS else 4, compiled=compiled,
         quantised=_quantised(model.quantization), optimizer=optimizer, checkpointing=model.gradient_checkpointing,
         accumulates=accumulation > 1, eager=attention == "eager",
         repeats_keys=attention == "varlen" and not batch.masked and not _varlen_groups(), value=_value_model(run),
@@ -257,8 +271,9 @@ def _rollout(run: RLRunConfig, training: Training, card: float | None, others: f
     rows = min(MOST_ROWS, prompts * group)
     if card is not None:
         s = training.shape
-        each = 2 * s.layers * s.keys * training.residual * length + 12 * s.vocab
-        free = card - CONTEXT - weight_bytes(training) / training.weight_shards - others
+        each = 2 * s.layers * s.keys * training.compute * length + 12 * s.vocab
+        rounded = rounded_bytes(replace(training, rollout=Rollout(1, length, 1)))
+        free = card - CONTEXT - weight_bytes(training) / training.weight_shards - rounded - others
         rows = max(1, min(rows, int(free / 2 / each)))
     rows = max(group, rows // group * group)
     return Rollout(math.ceil(rows / 8) * 8, length, min(prompts, rows // group) * longest)

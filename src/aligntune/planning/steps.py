@@ -93,7 +93,7 @@ def count_steps(run: SFTRunConfig | RLRunConfig, training: Training, processes: 
 
 
 def checkpoint_bytes(t: Training) -> float:
-    """Trained weights in float32 and the optimiser's states (paged ones too); beside an adapter, nothing of its base."""
+    """Trained weights in their format and the optimiser's states (paged ones too); beside an adapter, nothing of its base."""
     state = OPTIMIZERS[t.optimizer][0]
     if t.optimizer.startswith("paged"):
         state = {"paged_adamw_8bit": 0.508, "paged_lion_32bit": 1, "paged_lion_8bit": 0.254}.get(t.optimizer, 2)
