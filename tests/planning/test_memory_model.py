@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from aligntune.config.base import LoraSettings
 from aligntune.config.enums import SPLIT_OPTIMIZERS
-from aligntune.models.forward import trunk_hidden, use_padding
+from aligntune.models.forward import causal_model, trunk_hidden, use_padding
 from aligntune.models.kernels import compile as kernels
 from aligntune.models.kernels import linear_loss
 from aligntune.models.packed import PackedRows
@@ -149,23 +149,34 @@ def test_checkpointing_saves_the_input_of_each_layer(how: dict[str, Any], bytes_
     assert memory.saved_bytes(training) == 2 * 100 * bytes_each * 64
 
 
-@pytest.mark.parametrize("keep", [pytest.param("all", marks=pytest.mark.slow), "half"])
-def test_compiled_layers_keep_what_is_planned(keep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wide MLP, float32 masters under autocast; by the partitioner that compiling for a GPU goes by, without its code."""
+COMPILED = [("qwen2", "half", None), ("qwen2", "all", None), ("qwen2", "all", ALL), ("gemma3_text", "all", None),
+            ("gemma3_text", "half", None), ("phi3", "half", None)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "keep", "lora"), [COMPILED[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in COMPILED[1:])]
+)
+def test_compiled_layers_keep_what_is_planned(
+    kind: str, keep: Any, lora: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the partitioner that compiling for a GPU goes by, without its code. Two lengths tell tokens from copies of weights."""
+    torch._dynamo.reset()
     plain = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **k: plain(f, backend="aot_eager_decomp_partition", **k))
     kernels._compiled_for_training.cache_clear()
     monkeypatch.setitem(SIZES, "intermediate_size", 208)
     monkeypatch.setitem(SIZES, "head_dim", 24)
-    sizes = []
-    for layers in (2, 3):
-        model = made("qwen2", layers, FP32, "sdpa", None, False, False)
-        kernels.compile_layers(model, keep=keep)
-        sizes.append(saved(model, 100, 1, True))
+    layer = {}
+    less, more = (made(kind, layers, BF16 if lora else FP32, "sdpa", lora, False, False) for layers in (2, 3))
+    for model in (less, more):
+        kernels.compile_layers(causal_model(model), keep=keep)
+    for tokens in (50, 150):
+        layer[tokens] = saved(more, tokens, 1, True) - saved(less, tokens, 1, True)
     kernels._compiled_for_training.cache_clear()
-    training = Training(small("qwen2"), Batch(100, 0, 100), "none", compiled=keep)
-    casts = 2 * training.shape.layer_matrices if keep == "all" else 0
-    assert sizes[1] - sizes[0] == pytest.approx(100 * layer_bytes(training) + casts, abs=16)  # a seed of attention
+    settings = None if lora is None else LoraSettings(8, 16, 0.0, lora, True)
+    predicted = layer_bytes(Training(small(kind), Batch(100, 0, 100), "none", settings, compiled=keep))
+    loose = 0.04 if (kind, keep) == ("gemma3_text", "all") else 1e-6
+    assert predicted == pytest.approx((layer[150] - layer[50]) / 100, rel=loose)
 
 
 def test_selective_checkpointing_by_hand() -> None:
@@ -178,6 +189,9 @@ def test_selective_checkpointing_by_hand() -> None:
     # Products of LoRA on q and down: q, A, B (wide, the first), k, v, o, gate (2nd), up (3rd), A of down.
     lora = replace(QWEN_PACKED, compiled="half", lora=LoraSettings(16, 32, 0.0, ["q_proj", "down_proj"], True))
     assert layer_bytes(lora) == mlp - 2 * 896 + 2 * (16 + 4864 + 16)
+    # The compiler: input, attention, results of o, gate and up, norms; inputs of q and down, and a rank for each.
+    common = 2 * 896 + 2 * (2 * 896 + 2 * 128) + 4 * 14 + 2 * (896 + 2 * 4864) + 4 * 2
+    assert layer_bytes(replace(lora, compiled="all")) == common + 2 * (896 + 4864) + 2 * 2 * 16
 
 
 def test_moments_of_compiled_layers() -> None:

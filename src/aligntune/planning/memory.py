@@ -282,18 +282,30 @@ def kept_of_products(t: Training) -> float:
 
 
 def kept_by_compiler(t: Training) -> float:
-    """The layer's input (r H); the inputs of matrices, which are not computed again: both normed values, attention's
-    result, the feed-forward part's product (c (2 H + Q + I)); what else attention reads (c (Q + 2 K)), o's result (c H), the
-    results of gate and up (c I each), and a number of 4 for each norm. Rank c for each LoRA pair.
+    """The layer's input (r H); the inputs of trained matrices, which are not computed again; what attention reads and gives
+    (`attention_bytes`); o's result (c H), those of gate and up (c I each); a number of 4 for each norm.
 
-    Which of them torch's partitioner keeps follows from its heuristics, and was read off a compiled Qwen2 layer of torch 2.13;
+    Which results torch's partitioner keeps follows from its heuristics, and was read off a compiled Qwen2 layer of torch 2.13;
     a test holds it. For other families the same parts are taken.
     """
     s, c, family = t.shape, t.compute, t.shape.family
-    inner = (3 if family.gated else 2) * s.inner
-    results = (family.norms - 1) * s.hidden + (s.queries + s.keys if family.head_norm else 0)
-    pairs = 0 if t.lora is None else t.lora.rank * len(s.targets(t.lora))
-    return t.residual * s.hidden + attention_bytes(t) + c * (inner + 2 * s.hidden + results + pairs) + 4 * family.norms
+    results = (family.norms - 1) * s.hidden + (2 if family.gated else 1) * s.inner
+    heads = s.queries + s.keys if family.head_norm else 0
+    return t.residual * s.hidden + attention_bytes(t) + c * (results + heads + _inputs_kept(t)) + 4 * family.norms
+
+
+def _inputs_kept(t: Training) -> int:
+    """Widths of the inputs of trained matrices: both normed values and the feed-forward part's product (2 H + I), beside
+    attention's result, which is kept anyway. LoRA: of those that a pair reads, attention's result too since it is cast
+    to the pair's format; and the rank for each pair."""
+    s = t.shape
+    if t.lora is None:
+        return 2 * s.hidden + s.inner
+    opening = 1 if s.family.fused else 3
+    groups = (s.linears[:opening], [s.linears[opening]], s.linears[opening + 1 : -1], [s.linears[-1]])
+    adapted = s.target_names(t.lora)
+    read = sum(group[0][1] for group in groups if any(name in adapted for name, *_ in group))
+    return read + t.lora.rank * len(s.targets(t.lora))
 
 
 def norm_bytes(t: Training) -> float:
