@@ -240,7 +240,7 @@ CASES: list[Case] = [
     Case("dataset.pad_token", "<|im_start|>", lambda s: s.tokenizer.pad_token),
     Case("dataset.label_pad_token_id", -1, lambda s: s, against=-100),
     Case("dataset.truncation_mode", "keep_start", rows, base={"train.max_prompt_length": 9}),
-    Case("dataset.padding_free", True, lambda s: s.backend, base={"backend": "auto", "skip_backends": ["unsloth"]}),
+    Case("dataset.padding_free", True, lambda s: s.backend, base={"backend": "trl"}),
     Case("dataset.precompute_ref_log_probs", True, mode),
     Case("dataset.precompute_ref_batch_size", 2, lambda s: s.config.sources[0].precompute_ref_batch_size, base={"dataset.precompute_ref_log_probs": True}),
     Case("dataset.preserve_columns", ["source"], lambda s: s.train_rows.column_names),
@@ -267,7 +267,7 @@ CASES: list[Case] = [
     Case("train.max_length", 24, rows),
     Case("train.max_prompt_length", 9, rows),
     Case("train.max_target_length", 3, rows),
-    Case("train.padding_free", True, lambda s: s.backend, base={"backend": "auto", "skip_backends": ["unsloth"]}),
+    Case("train.padding_free", True, lambda s: s.backend, base={"backend": "trl"}),
     Case("train.truncation_mode", "keep_start", rows, base={"train.max_prompt_length": 9}),
     Case("train.beta", 0.5, loss),
     Case("train.loss_type", "hinge", loss),
@@ -319,7 +319,7 @@ CASES: list[Case] = [
     sample_case("num_samples", 1),
     # run
     Case("backend", "trl", lambda s: s.backend, against="native"),
-    Case("skip_backends", ["trl", "unsloth"], lambda s: s.backend, base={"backend": "auto"}, against=["unsloth"]),
+    Case("skip_backends", ["native", "unsloth"], lambda s: s.backend, base={"backend": "auto"}, against=["unsloth"]),
     Case("eval_split", "test", lambda s: len(s.eval_rows), base={"dataset.name": Here("splits")}, against="train"),
     Case("eval_dataset", {"name": Here("held.jsonl")}, lambda s: s.eval_rows is None),
 ]  # fmt: skip

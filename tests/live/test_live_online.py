@@ -200,7 +200,7 @@ MOVED = FULL | {"train.num_ppo_epochs": 2}
 MIRROR = MOVED | {"algorithm": "neural_mirror_grpo", "train.mirror_coefficient": 1.0}
 DAPO = {"algorithm": "dapo", "rewards": [{"type": "live.test_live_online:coarse"}]}
 REWARD = {"model.reward_path": Here("reward")}
-CHOSEN = {"backend": "auto", "skip_backends": ["unsloth"]}
+CHOSEN = {"backend": "trl"}
 TOOLS = "{% for t in tools or [] %}{{ t['function']['name'] }}{% endfor %}{% for m in messages %}{{ m['content'] }}{% endfor %}"
 THINKS = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}A:{{ '<think>' if enable_thinking }}{% endif %}"
 TOOL = {
@@ -368,7 +368,7 @@ CASES: list[Case] = [
     )),
     # run
     Case("backend", "native", lambda s: s.backend, against="trl"),
-    Case("skip_backends", ["trl"], lambda s: s.backend, base={"backend": "auto"}, against=["unsloth"]),
+    Case("skip_backends", ["native", "unsloth"], lambda s: s.backend, base={"backend": "auto"}, against=["unsloth"]),
     Case("eval_split", "test", lambda s: len(s.eval_rows), base={"dataset.name": Here("splits")}, against="train"),
     Case("eval_dataset", {"name": Here("held.jsonl")}, lambda s: s.eval_rows is None),
     Case("rewards", [{"type": "length"}], lambda s: s.rewards.names),

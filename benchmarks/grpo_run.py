@@ -1,0 +1,158 @@
+"""GRPO by whole trainers, TRL beside us: python benchmarks/grpo_run.py SHAPE STEPS ARM [ARM ...] [--completions 64] [--new 256] [--out FILE].
+
+    native     our trainer as a user gets it: full fine-tuning, packed updates, rollouts by our own engine
+    native-split  the same on split bfloat16 weights, which rollouts share without a copy (GPU)
+    trl        our adapter: TRL's trainer and loss, rollouts by our own engine
+    peer       TRL's GRPOTrainer alone, as its documentation runs it: rollouts by transformers' generate
+
+The same random model, prompts of 64 tokens, 8 completions a prompt that never end before their limit, a reward that is cheap. Every
+arm is a process of its own; they load side by side and train one after another. Times are those of whole steps after warm-up
+(median); ours say how much of a step is rollout and update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from shapes import SHAPES, report
+
+from backends import turn, write_parts
+
+WARMUP = 2
+ARMS = ("native", "native-split", "trl", "peer")
+
+
+def distinct(completions: list[Any], **_: Any) -> list[float]:
+    """Share of different characters: anything that varies."""
+    return [len(set(str(text))) / 100 for text in completions]
+
+
+def variety(completion: str) -> float:
+    return len(set(completion)) / 100
+
+
+def ours(folder: Path, arm: str, steps: int, completions: int, new: int) -> dict[str, Any]:
+    import torch
+
+    from aligntune.api import create_trainer
+
+    output = folder / f"run-{arm}"
+    backend = "trl" if arm == "trl" else "native"
+    run: dict[str, Any] = {
+        "algorithm": "grpo", "backend": backend, "fallback": False,
+        "dataset": {"name": str(folder / "prompts.jsonl")},
+        "model": {"name_or_path": str(folder / "model"), "precision": "bf16" if torch.cuda.is_available() else "fp32", "use_peft": False, "max_seq_length": 64 + new},
+        "rewards": [{"type": "grpo_run:variety"}],
+        "train": {
+            "max_steps": steps, "per_device_batch_size": completions, "num_generations": 8, "max_completion_length": new, "temperature": 1.0,
+            "top_p": 1.0, "kl_coef": 0.0, "learning_rate": 1e-6, "lr_scheduler": "constant", "save_strategy": "no", "logging_steps": 1,
+            "mask_truncated_completions": False, "group_by_length": False, "stop_token": "<pad>" if backend == "native" else "eos",
+        },
+        "logging": {"output_dir": str(output), "loggers": "none"},
+    }  # fmt: skip
+    if arm == "native-split":
+        run["train"]["optimizer"] = "adamw_split"
+    session = create_trainer(run)
+    session.train_rows, session.model  # noqa: B018  (load before the turn)
+    with turn(folder):
+        session.train(overwrite=True)
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["split"] == "train"]
+    times = [row["elapsed_s"] for row in rows]
+    found: dict[str, Any] = {"step_s": median([b - a for a, b in itertools.pairwise(times)][WARMUP - 1 :])}
+    for name in ("perf/rollout_seconds", "perf/scoring_seconds", "perf/update_seconds", "completions/mean_length"):
+        values = [row[name] for row in rows[WARMUP:] if name in row]
+        if values:
+            found[name.partition("/")[2]] = median(values)
+    memory = [row["memory_gib"] for row in rows if row.get("memory_gib")]
+    return found | {"peak_gib": round(max(memory), 2) if memory else None}
+
+
+def peer(folder: Path, steps: int, completions: int, new: int) -> dict[str, Any]:
+    import torch
+    from datasets import load_dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    cuda = torch.cuda.is_available()
+    arguments = GRPOConfig(
+        output_dir=str(folder / "run-peer"), per_device_train_batch_size=completions, num_generations=8, max_completion_length=new,
+        max_steps=steps, report_to="none", save_strategy="no", bf16=cuda, use_cpu=not cuda, learning_rate=1e-6, disable_tqdm=True,
+        temperature=1.0, beta=0.0, gradient_checkpointing=False, generation_kwargs={"min_new_tokens": new},
+    )  # fmt: skip
+    seconds: list[float] = []
+
+    class Meter(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            torch.cuda.synchronize() if cuda else None
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            torch.cuda.synchronize() if cuda else None
+            seconds.append(time.perf_counter() - self.start)
+
+    path = folder / "model"
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16 if cuda else torch.float32)
+    trainer = GRPOTrainer(
+        model=model, args=arguments, reward_funcs=distinct, processing_class=AutoTokenizer.from_pretrained(path), callbacks=[Meter()],
+        train_dataset=load_dataset("json", data_files=str(folder / "prompts.jsonl"), split="train"),
+    )  # fmt: skip
+    with turn(folder):
+        trainer.train()
+    lengths = [entry["completions/mean_length"] for entry in trainer.state.log_history if "completions/mean_length" in entry]  # fmt: skip
+    return {
+        "step_s": median(seconds[WARMUP:]),
+        "mean_length": lengths[-1] if lengths else None,
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
+    }
+
+
+def median(values: list[float]) -> float:
+    return round(sorted(values)[len(values) // 2], 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("arms", nargs="+", choices=ARMS)
+    parser.add_argument("--completions", type=int, default=64)
+    parser.add_argument("--new", type=int, default=256)
+    parser.add_argument("--out")
+    parser.add_argument("--folder", help="(for this script itself) where model and prompts are")
+    args = parser.parse_args()
+    if args.folder:
+        folder, arm = Path(args.folder), args.arms[0]
+        rest = (args.steps, args.completions, args.new)
+        found = peer(folder, *rest) if arm == "peer" else ours(folder, arm, *rest)
+        (folder / f"{arm}.json").write_text(json.dumps(found))
+        return
+    sizes = {"completions": args.completions, "new": args.new}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_parts(folder, args.shape)
+        started = {}
+        for arm in args.arms:
+            command = [sys.executable, __file__, args.shape, str(args.steps), arm, "--folder", name]
+            command += ["--completions", str(args.completions), "--new", str(args.new)]
+            started[arm] = subprocess.Popen(command, stdout=(folder / f"{arm}.log").open("w"), stderr=subprocess.STDOUT)
+        while started:
+            time.sleep(0.2)
+            arm = next((arm for arm, process in started.items() if process.poll() is not None), None)
+            if arm is None:
+                continue
+            failed = started.pop(arm).returncode != 0
+            found = {"failed": (folder / f"{arm}.log").read_text()[-2500:]} if failed else json.loads((folder / f"{arm}.json").read_text())  # fmt: skip
+            report(args.out, benchmark="grpo_run", arm=arm, shape=args.shape, steps=args.steps, **sizes, **found)
+
+
+if __name__ == "__main__":
+    main()
