@@ -18,22 +18,22 @@ from aligntune.errors import BackendError
 def test_every_algorithm_has_a_row_and_every_no_a_reason() -> None:
     found = matrix()
     assert set(found) == {member.value for member in AlgorithmType} | {"sft, classification"}
-    assert [answer.backend for answer in found["ppo"]] == ["unsloth", "trl", "native"]
-    assert found["ppo"][1].refusal == "PPO left TRL in 1.13"
-    assert found["ppo"][2].refusal is None
+    assert [answer.backend for answer in found["ppo"]] == ["unsloth", "native", "trl"]
+    assert found["ppo"][2].refusal == "PPO left TRL in 1.13"
+    assert found["ppo"][1].refusal is None
 
 
 def test_the_matrix_follows_the_backends(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = type(select.backends()[select.BackendType.TRL])
+    backend = type(select.backends()[select.BackendType.NATIVE])
     run = resolve({"algorithm": "sft", "model": "m", "dataset": "d"}).config
-    assert chosen(run) == "trl"
-    monkeypatch.setattr(backend, "can_run", lambda self, run: "is on holiday")
     assert chosen(run) == "native"
+    monkeypatch.setattr(backend, "can_run", lambda self, run: "is on holiday")
+    assert chosen(run) == "trl"
     assert "is on holiday" in backends_page()
     assert answers(run)[1].reason == "is on holiday"
-    with pytest.raises(BackendError, match="trl: is on holiday"):
+    with pytest.raises(BackendError, match="native: is on holiday"):
         select.choose(
-            resolve({"algorithm": "sft", "model": "m", "dataset": "d", "backend": "trl", "fallback": False}).config
+            resolve({"algorithm": "sft", "model": "m", "dataset": "d", "backend": "native", "fallback": False}).config
         )
 
 

@@ -62,7 +62,7 @@ def test_it_is_found_without_being_imported(installed: None, monkeypatch: pytest
 
 def test_absent_it_gives_way_with_its_reason(config: dict[str, Any]) -> None:
     trainer = create_trainer(config)
-    assert trainer.backend == "trl"
+    assert trainer.backend == "native"
     assert trainer.reasons[0].startswith("unsloth: is not installed")
     with pytest.raises(BackendError, match="is not installed"):
         create_trainer(config | {"fallback": False})
@@ -128,7 +128,7 @@ def test_its_failures(installed: None, config: dict[str, Any], monkeypatch: pyte
         create_trainer(config | {"fallback": False}).train(overwrite=True)
     trainer = create_trainer(config)
     trainer.train(overwrite=True)
-    assert trainer.backend == "trl"
+    assert trainer.backend == "native"
     assert "importing unsloth failed" in trainer.reasons[0]
 
 

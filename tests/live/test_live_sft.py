@@ -167,7 +167,7 @@ CASES: list[Case] = [
     Case("model.use_gradient_checkpointing", False, arg("gradient_checkpointing")),
     Case("model.max_memory", {"cpu": "1MB"}, loading("max_memory")),
     Case("model.device_map", {"": "cpu"}, loading("device_map")),
-    Case("model.use_unsloth", True, lambda s: str(s.config.backend)),
+    Case("model.use_unsloth", True, lambda s: str(s.config.backend), base={"backend": "auto"}),
     Case("model.max_seq_length", 16, rows),
     Case("model.peft_enabled", True, lambda s: hasattr(s.model, "peft_config")),
     Case("model.lora_rank", 4, lora("r"), base=LORA),
@@ -230,7 +230,7 @@ CASES: list[Case] = [
     Case("train.load_best_model_at_end", False, arg("load_best_model_at_end"), base=EVAL),
     Case("train.metric_for_best_model", "eval_bleu", arg("metric_for_best_model"), base=EVAL),
     Case("train.greater_is_better", True, arg("greater_is_better"), base=EVAL),
-    Case("train.use_trl", True, lambda s: s.backend, base={"skip_backends": ["trl"]}),
+    Case("train.use_trl", True, lambda s: s.backend, base={"backend": "auto"}),
     Case("train.dataset_num_proc", 2, lambda s: s.config.dataset.dataset_num_proc),
     Case("train.packing", True, rows, base={"model.max_seq_length": 128}),
     Case("train.packing_strategy", "wrapped", rows, base={"train.packing": True, "model.max_seq_length": 64}),
@@ -272,7 +272,7 @@ CASES: list[Case] = [
     Case("logging.eval_strategy", "no", trail, base=EVAL | SHORT),
     # run
     Case("backend", "native", lambda s: s.backend),
-    Case("skip_backends", ["trl"], lambda s: s.backend),
+    Case("skip_backends", ["native"], lambda s: s.backend, base={"backend": "auto"}),
     Case("eval_split", "test", lambda s: len(s.eval_rows), base={"dataset.name": Here("splits")}, against="train"),
 ]  # fmt: skip
 
@@ -312,7 +312,7 @@ def test_training_setting_acts_on_the_native_backend_too(case: Case, tmp_path: P
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_setting_acts(case: Case, tmp_path: Path) -> None:
-    check(case, tmp_path, "auto")
+    check(case, tmp_path, "trl")
 
 
 def check(case: Case, tmp_path: Path, backend: str) -> None:

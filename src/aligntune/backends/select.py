@@ -5,38 +5,28 @@ from __future__ import annotations
 import logging
 
 from aligntune.backends.base import Backend, Run
-from aligntune.config import applies
-from aligntune.config.enums import AlgorithmType, BackendType
+from aligntune.config.enums import BackendType
 from aligntune.errors import BackendError
 
 logger = logging.getLogger(__name__)
 
 
 def backends() -> dict[BackendType, Backend]:
-    """All backends, in the order in which `auto` asks them unless `preferred` says otherwise."""
+    """All backends, in the order in which `auto` asks them.
+
+    Native stands before TRL because it trains the same losses (1e-5, tested) and was measured to be faster beside it. DPO: 2.6
+    times the tokens a second at 0.6 of the memory (H100, `benchmarks/dpo_step.py`). SFT: 2.7 times, packed (one CPU core,
+    `benchmarks/sft_run.py`). GRPO: a step in a third of the time (one CPU core, `benchmarks/grpo_run.py`).
+    """
     from aligntune.backends.native import NativeBackend
     from aligntune.backends.trl import TRLBackend
     from aligntune.backends.unsloth import UnslothBackend
 
     return {
         BackendType.UNSLOTH: UnslothBackend(),
-        BackendType.TRL: TRLBackend(),
         BackendType.NATIVE: NativeBackend(),
+        BackendType.TRL: TRLBackend(),
     }
-
-
-NATIVE_FIRST = frozenset({AlgorithmType.DPO, *applies.GROUP_RELATIVE})
-"""Algorithms that native trains with TRL's losses and was measured to train faster in the same call: `auto` asks it before TRL.
-DPO: 2.6 times the tokens a second at 0.6 of the memory (H100, `benchmarks/dpo_step.py`). GRPO: a step in a third of
-TRL's time (one CPU core, `benchmarks/grpo_run.py`)."""
-
-
-def preferred(algorithm: AlgorithmType) -> dict[BackendType, Backend]:
-    """All backends, in the order in which `auto` asks them for this algorithm."""
-    known = backends()
-    if algorithm in NATIVE_FIRST:
-        known[BackendType.TRL] = known.pop(BackendType.TRL)
-    return known
 
 
 def choose(run: Run) -> tuple[Backend, list[str]]:
@@ -45,7 +35,7 @@ def choose(run: Run) -> tuple[Backend, list[str]]:
     A named backend is asked first; when it refuses, the others follow in `auto`'s order, unless `fallback` is False.
     Raises `BackendError` with every reason when none can run it.
     """
-    known = preferred(run.algorithm)
+    known = backends()
     wanted = run.backend
     asked = list(known) if wanted is BackendType.AUTO else [wanted, *(name for name in known if name is not wanted)]
     if wanted is not BackendType.AUTO and not run.fallback:

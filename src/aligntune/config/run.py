@@ -35,7 +35,7 @@ class RunConfig(Section):
     algorithm: AlgorithmType
     """`sft`, `ppo`, `dpo`, `grpo`, `dapo`, `dr_grpo`, `gspo`, `neural_mirror_grpo`, `meta_es`; case, '-' and '_' do not matter."""
     backend: BackendType = BackendType.AUTO
-    """`auto` (Unsloth, TRL, native: the first that can run the config), `trl`, `unsloth`, `native`."""
+    """`auto` (Unsloth, native, TRL: the first that can run the config), `trl`, `unsloth`, `native`."""
     fallback: bool = True
     """Whether a named backend that cannot run the config gives way to the next that can, with one log line; False: an error."""
     skip_backends: list[BackendType] = []
