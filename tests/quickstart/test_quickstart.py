@@ -39,9 +39,9 @@ def test_the_base_is_small_and_its_template_renders_prompts_as_prefixes() -> Non
 
 @pytest.mark.slow
 def test_fine_tuning_then_grpo_take_the_base_from_nothing_to_most_answers(tmp_path: Path) -> None:
-    """Guessing three words in order is right once in 40 thousand times; half of the demonstrations are careless,
-    so imitation alone stays near one half whatever the processor's rounding, and only the reward leads further."""
+    """Guessing three words in order is right once in 40 thousand times; three in ten demonstrations are careless, so
+    imitation alone ends between 0.6 and 0.85 (six seeds, two backends), and the reward leads on to 0.8 and more."""
     found = run.quickstart(tmp_path)
     assert found["base"] < 0.05
-    assert found["SFT"] > 0.25
-    assert found["GRPO"] > found["SFT"] + 0.15
+    assert found["SFT"] > 0.4
+    assert found["GRPO"] > max(0.7, found["SFT"] + 0.05)

@@ -15,14 +15,14 @@ BASE = HERE / "base"
 
 
 def sft_config(folder: Path, output: Path) -> dict[str, Any]:
-    """Supervised fine-tuning of the base on 4,000 conversations, half of which answer carelessly."""
+    """Supervised fine-tuning of the base on 4,000 conversations, three in ten of which answer carelessly."""
     return {
         "algorithm": "sft",
         "model": {"name_or_path": str(BASE), "precision": "fp32", "max_seq_length": 64, "gradient_checkpointing": False},
         "dataset": {"name": str(folder / "train.jsonl")},
         "eval_dataset": {"name": str(folder / "held_out.jsonl"), "max_samples": 64},
         "train": {
-            "max_steps": 160, "per_device_batch_size": 32, "learning_rate": 1e-3, "warmup_ratio": 0.1, "eval_interval": 40, "save_interval": 40,
+            "max_steps": 240, "per_device_batch_size": 32, "learning_rate": 1e-3, "warmup_ratio": 0.1, "eval_interval": 60, "save_interval": 60,
         },
         "evaluation": {"compute_rouge": False, "compute_bleu": False, "max_new_tokens": 8, "custom_metrics": ["aligntune.quickstart.run:exact"]},
         "logging": {"output_dir": str(output), "log_interval": 20},
@@ -38,7 +38,7 @@ def grpo_config(folder: Path, output: Path, start: Path) -> dict[str, Any]:
         "eval_dataset": {"name": str(folder / "held_out.jsonl"), "max_samples": 64},
         "rewards": [{"type": "aligntune.quickstart.run:right"}, {"type": "aligntune.quickstart.task:in_place"}],
         "train": {
-            "max_steps": 60, "per_device_batch_size": 64, "num_generations": 8, "learning_rate": 1e-3, "max_completion_length": 8,
+            "max_steps": 60, "per_device_batch_size": 64, "num_generations": 8, "learning_rate": 5e-4, "max_completion_length": 8,
             "temperature": 1.0, "top_p": 1.0, "kl_coef": 0.0, "eval_strategy": "steps", "eval_interval": 20, "save_interval": 60, "logging_steps": 10,
             "lr_scheduler": "cosine",
         },

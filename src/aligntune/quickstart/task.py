@@ -51,7 +51,7 @@ WORDS = [
 ]
 LENGTHS = (3, 4)
 """Words in a question."""
-CARELESS = 0.5
+CARELESS = 0.3
 """Share of the demonstrations that are wrong on purpose, so that fine-tuning on them leaves something for RL to mend."""
 
 
