@@ -228,6 +228,7 @@ def test_a_policy_changed_in_memory_has_the_right_reference(run: Run, tmp_path: 
 def test_what_trl_cannot_express_runs_native(algorithm: str, train: dict[str, Any], reason: str) -> None:
     tree = {
         "algorithm": algorithm,
+        "backend": "trl",
         "model": {"name_or_path": "m"},
         "dataset": {"name": "d"},
         "train": train,
@@ -242,6 +243,7 @@ def test_the_rest_of_the_family_runs_on_trl() -> None:
     for algorithm, train in FAMILY.items():
         tree = {
             "algorithm": algorithm,
+            "backend": "trl",
             "model": {"name_or_path": "m"},
             "dataset": {"name": "d"},
             "train": train,

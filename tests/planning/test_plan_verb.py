@@ -209,7 +209,7 @@ def test_advice_is_true(algorithm: str, card: float, train: dict[str, Any], qwen
 
 
 def test_advice_begins_with_what_costs_least(qwen: Path) -> None:
-    config = run(qwen, model={"gradient_checkpointing": False}, train={"per_device_batch_size": 8})
+    config = run(qwen, backend="trl", model={"gradient_checkpointing": False}, train={"per_device_batch_size": 8})
     plan = make_plan(config, card=20 * GIB)
     assert plan.advice is not None
     assert [change.overrides for change in plan.advice.changes] == [("model.gradient_checkpointing=true",)]
@@ -257,11 +257,11 @@ def test_what_is_compiled(qwen: Path) -> None:
     def kept(algorithm: str, **sections: Any) -> str | None:
         return make_plan(run(qwen, algorithm, **{"backend": "native"} | sections)).situation.training.compiled
 
-    assert kept("sft") == kept("dpo") == kept("grpo", model={"compile": True}) == "all"
+    assert kept("sft") == kept("dpo", model={"compile": True}) == kept("grpo", model={"compile": True}) == "all"
     assert kept("sft", model={"selective_checkpointing": "half"}) == "half"
     assert kept("sft", backend="trl") is None
     assert kept("sft", model={"compile": False}) is None
-    assert kept("grpo") is None
+    assert kept("grpo") is kept("dpo") is None
     assert kept("sft", dataset={"task_type": "text_classification"}) is None
     four_bit = {"quantization": {"load_in_4bit": True}}
     assert kept("dpo", model=four_bit) is None
@@ -273,7 +273,7 @@ def test_what_is_compiled(qwen: Path) -> None:
 
 
 def test_advice_contradicts_what_was_given_under_another_name(qwen: Path) -> None:
-    plan = make_plan(run(qwen), ["gradient_checkpointing=false", "batch_size=8"], card=20 * GIB)
+    plan = make_plan(run(qwen), ["gradient_checkpointing=false", "batch_size=8", "backend=trl"], card=20 * GIB)
     assert plan.advice is not None
     assert [change.overrides for change in plan.advice.changes] == [("model.gradient_checkpointing=true",)]
 

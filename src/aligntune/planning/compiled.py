@@ -10,7 +10,7 @@ from aligntune.errors import ConfigError
 from aligntune.planning.memory import Keep
 from aligntune.planning.shapes import FAMILIES, Shape
 
-MEASURED = (AlgorithmType.SFT, AlgorithmType.DPO)
+MEASURED = (AlgorithmType.SFT,)
 """Algorithms whose layers are compiled without being asked (`trainers.compiling.MEASURED`)."""
 
 

@@ -17,8 +17,8 @@ from aligntune.models.precision import device
 
 logger = logging.getLogger(__name__)
 
-MEASURED = (AlgorithmType.SFT, AlgorithmType.DPO)
-"""Algorithms whose steps are known to gain by it: compiled without being asked."""
+MEASURED = (AlgorithmType.SFT,)
+"""Algorithms whose steps were measured to gain by it: compiled without being asked."""
 
 
 def compile_model(session: Any) -> None:
