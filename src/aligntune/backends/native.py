@@ -30,10 +30,10 @@ class NativeBackend:
         return load_policy(session.config.model, session.precision, seed=session.config.train.seed, **head)
 
     def build_trainer(self, session: Any, callbacks: Sequence[Any]) -> Any:
-        from aligntune.trainers.compiling import compile_model
-
-        compile_model(session)
         if session.config.algorithm in applies.ALL:
+            from aligntune.trainers.compiling import compile_model
+
+            compile_model(session)
             return session.native_trainer(callbacks)
         from aligntune.trainers.sft import native_sft_trainer
 

@@ -224,11 +224,13 @@ def _cut_text(text: str) -> EvaluationRow | None:
 def native_sft_trainer(session: SFTSession, callbacks: Sequence[Any]) -> Any:
     """Our own trainer: one padding-free forward, the head on trained tokens only."""
     from aligntune.trainers.arguments import own_optimizer, training_arguments
+    from aligntune.trainers.compiling import compile_model
     from aligntune.trainers.packed_sft import PackedRowsCollator, PackedSFTTrainer
 
     if problem := check_packed(session.model):
         logger.info("rows are padded: %s", problem)
         use_padding(session.model)
+    compile_model(session)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         arguments = training_arguments(
