@@ -9,18 +9,15 @@ all three have); tokens a second and memory are those of the run's own log lines
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import random
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arms import ended, turn
 from shapes import SHAPES, build_model, report, text_lengths
 
 BACKENDS = ("unsloth", "trl", "native")
@@ -81,14 +78,6 @@ def config(folder: Path, task: str, backend: str, steps: int) -> dict[str, Any]:
     return run | {"algorithm": "sft", "dataset": {"name": str(folder / "texts.jsonl"), "task_type": "text_generation"}, "evaluation": {"max_new_tokens": 4}}  # fmt: skip
 
 
-@contextmanager
-def turn(folder: Path) -> Iterator[None]:
-    """The GPU to oneself."""
-    with (folder / "turn").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def train(run: dict[str, Any]) -> None:
     """Train here, or for Unsloth in the child of this process, which holds transformers by then."""
     import transformers  # noqa: F401
@@ -127,26 +116,21 @@ def main() -> None:
     if args.one:
         train(json.loads(args.one))
         return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         write_parts(folder, args.shape)
-        started = {}
-        for task, backend in (
-            (task, backend)
+        runs = {
+            f"{task}-{backend}": config(folder, task, backend, args.steps)
             for task in args.tasks
             for backend in args.backends
             if (task, backend) != ("grpo", "unsloth")
-        ):
-            run = config(folder, task, backend, args.steps)
-            command = [sys.executable, __file__, args.shape, str(args.steps), task, "--one", json.dumps(run)]
-            log = folder / f"{task}-{backend}.log"
-            started[task, backend] = run, log, subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT)
-        while started:  # in the order in which they end, so that a call that is cut off keeps what it has
-            time.sleep(0.2)
-            for task, backend in [key for key, (_, _, process) in started.items() if process.poll() is not None]:
-                run, log, process = started.pop((task, backend))
-                found = measured(run) if process.returncode == 0 else {"failed": log.read_text()[-2500:]}
-                report(args.out, benchmark="backends", task=task, backend=backend, shape=args.shape, steps=args.steps, **found)  # fmt: skip
+        }
+        base = [sys.executable, __file__, args.shape, str(args.steps)]
+        commands = {name: [*base, name.split("-")[0], "--one", json.dumps(run)] for name, run in runs.items()}
+        for name, failure in ended(commands, folder):
+            task, backend = name.split("-")
+            found = {"failed": failure} if failure else measured(runs[name])
+            report(args.out, benchmark="backends", task=task, backend=backend, shape=args.shape, steps=args.steps, **found)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,16 +15,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from arms import ended, trained_rows, turn
 from shapes import SHAPES, report
 
-from backends import turn, write_parts
+from backends import write_parts
 
 WARMUP = 2
 ARMS = ("native", "native-split", "trl", "peer")
@@ -60,12 +60,7 @@ def ours(folder: Path, arm: str, steps: int, completions: int, new: int) -> dict
     }  # fmt: skip
     if arm == "native-split":
         run["train"]["optimizer"] = "adamw_split"
-    session = create_trainer(run)
-    session.train_rows, session.model  # noqa: B018  (load before the turn)
-    with turn(folder):
-        session.train(overwrite=True)
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if row["split"] == "train"]
+    rows = trained_rows(create_trainer(run), folder, output)
     times = [row["elapsed_s"] for row in rows]
     found: dict[str, Any] = {"step_s": median([b - a for a, b in itertools.pairwise(times)][WARMUP - 1 :])}
     for name in ("perf/rollout_seconds", "perf/scoring_seconds", "perf/update_seconds", "completions/mean_length"):
@@ -139,18 +134,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_parts(folder, args.shape)
-        started = {}
-        for arm in args.arms:
-            command = [sys.executable, __file__, args.shape, str(args.steps), arm, "--folder", name]
-            command += ["--completions", str(args.completions), "--new", str(args.new)]
-            started[arm] = subprocess.Popen(command, stdout=(folder / f"{arm}.log").open("w"), stderr=subprocess.STDOUT)
-        while started:
-            time.sleep(0.2)
-            arm = next((arm for arm, process in started.items() if process.poll() is not None), None)
-            if arm is None:
-                continue
-            failed = started.pop(arm).returncode != 0
-            found = {"failed": (folder / f"{arm}.log").read_text()[-2500:]} if failed else json.loads((folder / f"{arm}.json").read_text())  # fmt: skip
+        more = ["--folder", name, "--completions", str(args.completions), "--new", str(args.new)]
+        commands = {arm: [sys.executable, __file__, args.shape, str(args.steps), arm, *more] for arm in args.arms}
+        for arm, failure in ended(commands, folder):
+            found = {"failed": failure} if failure else json.loads((folder / f"{arm}.json").read_text())
             report(args.out, benchmark="grpo_run", arm=arm, shape=args.shape, steps=args.steps, **sizes, **found)
 
 

@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from learning_rl import COMPLETIONS, HELD_OUT, TASKS, common, exact, taught, write_model, write_rows
+from learning_rl import COMPLETIONS, HELD_OUT, TASKS, common, exact, prepared, write_model
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "grpo, no reference": {"algorithm": "grpo", "kl_coef": 0.0},
@@ -118,13 +118,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         model = write_model(Path(root) / "model")
         for task in options.tasks.split(","):
-            make, teaching = TASKS[task]
             folder = Path(root) / task
-            folder.mkdir()
-            held = write_rows(folder / "held.jsonl", make, HELD_OUT, seed=1)
-            write_rows(folder / "train.jsonl", make, 2000, seed=2, without=held)
-            with contextlib.redirect_stdout(io.StringIO()):
-                start = taught(folder, model, teaching)
+            start = prepared(folder, model, task)
             for seed in range(options.seeds):
                 for name in SETTINGS:
                     with contextlib.redirect_stdout(io.StringIO()):

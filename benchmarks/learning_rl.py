@@ -168,6 +168,16 @@ def table(results: list[dict[str, Any]], steps: int, seconds: float) -> str:
     return "\n".join(lines) + "\n"
 
 
+def prepared(folder: Path, model: Path, task: str) -> Path:
+    """Write a task's rows to `folder`, and teach the model a part of it; returns where training by reward starts."""
+    make, teaching = TASKS[task]
+    folder.mkdir()
+    held = write_rows(folder / "held.jsonl", make, HELD_OUT, seed=1)
+    write_rows(folder / "train.jsonl", make, 2000, seed=2, without=held)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return taught(folder, model, teaching)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=120)
@@ -183,13 +193,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         model = write_model(Path(root) / "model")
         for task in options.tasks.split(","):
-            make, teaching = TASKS[task]
             folder = Path(root) / task
-            folder.mkdir()
-            held = write_rows(folder / "held.jsonl", make, HELD_OUT, seed=1)
-            write_rows(folder / "train.jsonl", make, 2000, seed=2, without=held)
-            with contextlib.redirect_stdout(io.StringIO()):
-                start = taught(folder, model, teaching)
+            start = prepared(folder, model, task)
             for algorithm in ALGORITHMS:
                 for seed in range(options.seeds):
                     with contextlib.redirect_stdout(io.StringIO()):

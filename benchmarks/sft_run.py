@@ -21,16 +21,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from arms import ended, trained_rows, turn
 from shapes import PEAK_FLOPS, SHAPES, report, text_lengths
 
-from backends import turn, write_parts
+from backends import write_parts
 
 WARMUP = 6
 LENGTH, BATCH, RATE = 2048, 8, 1e-5
@@ -66,12 +66,7 @@ def ours(folder: Path, arm: str, steps: int) -> dict[str, Any]:
     }  # fmt: skip
     for section, values in changes.items():
         run[section] = run[section] | values if isinstance(values, dict) else values
-    session = create_trainer(run)
-    session.train_rows, session.model  # noqa: B018  (load before the turn)
-    with turn(folder):
-        session.train(overwrite=True)
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if row["split"] == "train"]
+    rows = trained_rows(create_trainer(run), folder, output)
     speeds = sorted(row["tokens_per_second"] for row in rows[WARMUP:] if row.get("tokens_per_second"))
     return {
         "tokens_per_s": round(speeds[len(speeds) // 2]),
@@ -169,20 +164,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_parts(folder, args.shape, lengths=text_lengths(args.steps * BATCH * 12, LENGTH))
-        started = {
-            arm: subprocess.Popen(
-                [sys.executable, __file__, args.shape, str(args.steps), arm, "--folder", name],
-                stdout=(folder / f"{arm}.log").open("w"), stderr=subprocess.STDOUT,
-            ) for arm in args.arms
-        }  # fmt: skip
-        while started:  # in the order in which they end, so that a call that is cut off keeps what it has
-            time.sleep(0.2)
-            arm = next((arm for arm, process in started.items() if process.poll() is not None), None)
-            if arm is None:
-                continue
-            failed = started.pop(arm).returncode != 0
-            found = {"failed": (folder / f"{arm}.log").read_text()[-2500:]} if failed else json.loads((folder / f"{arm}.json").read_text())  # fmt: skip
-            if not failed:
+        commands = {
+            arm: [sys.executable, __file__, args.shape, str(args.steps), arm, "--folder", name] for arm in args.arms
+        }
+        for arm, failure in ended(commands, folder):
+            found = {"failed": failure} if failure else json.loads((folder / f"{arm}.json").read_text())
+            if not failure:
                 found["mfu"] = round(6 * parameters * found["tokens_per_s"] / PEAK_FLOPS, 4)
             report(args.out, benchmark="sft_run", arm=arm, shape=args.shape, steps=args.steps, **found)
 
