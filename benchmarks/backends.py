@@ -1,9 +1,9 @@
 """The same run on Unsloth, TRL and native, side by side: python benchmarks/backends.py SHAPE STEPS TASK [TASK ...] [--out FILE].
 
 A TASK is sft (full fine-tuning), lora (SFT with rank 16) or grpo (LoRA, length reward, 8 completions of 32 tokens). Each
-backend (of GRPO trl and native: Unsloth cannot run it) trains in a process of its own: TRL and native in one that this script starts, Unsloth in the child of a parent that
-already holds transformers. They load side by side and train one after another. Random weights, random texts of instruction-like lengths, padded batches (the one layout that
-all three have); tokens a second and memory are those of the run's own log lines, the first three steps left out.
+backend trains in a process of its own, one after another: TRL and native in one that this script starts, Unsloth in the
+child of a parent that already holds transformers. Random weights, random texts of instruction-like lengths, padded batches
+(the one layout that all three have); tokens a second and memory are those of the run's own log lines, the first three steps left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import ended, turn
+from arms import ended
 from shapes import SHAPES, build_model, report, text_lengths
 
 BACKENDS = ("unsloth", "trl", "native")
@@ -84,11 +84,7 @@ def train(run: dict[str, Any]) -> None:
 
     from aligntune.api import create_trainer
 
-    session = create_trainer(run)
-    if run["backend"] != "unsloth":
-        session.train_rows, session.model  # noqa: B018  (load before the turn)
-    with turn(Path(run["model"]["name_or_path"]).parent):
-        session.train(overwrite=True)
+    create_trainer(run).train(overwrite=True)
 
 
 def measured(run: dict[str, Any]) -> dict[str, Any]:
@@ -111,6 +107,7 @@ def main() -> None:
     parser.add_argument("tasks", nargs="+", choices=("sft", "lora", "grpo"))
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS)
     parser.add_argument("--out")
+    parser.add_argument("--limit", type=float, default=240, help="seconds that an arm may take")
     parser.add_argument("--one", help="(for this script itself) a run as JSON")
     args = parser.parse_args()
     if args.one:
@@ -123,11 +120,10 @@ def main() -> None:
             f"{task}-{backend}": config(folder, task, backend, args.steps)
             for task in args.tasks
             for backend in args.backends
-            if (task, backend) != ("grpo", "unsloth")
         }
         base = [sys.executable, __file__, args.shape, str(args.steps)]
         commands = {name: [*base, name.split("-")[0], "--one", json.dumps(run)] for name, run in runs.items()}
-        for name, failure in ended(commands, folder):
+        for name, failure in ended(commands, folder, args.limit):
             task, backend = name.split("-")
             found = {"failed": failure} if failure else measured(runs[name])
             report(args.out, benchmark="backends", task=task, backend=backend, shape=args.shape, steps=args.steps, **found)  # fmt: skip

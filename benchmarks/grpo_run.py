@@ -6,7 +6,7 @@
     peer       TRL's GRPOTrainer alone, as its documentation runs it: rollouts by transformers' generate
 
 The same random model, prompts of 64 tokens, 8 completions a prompt that never end before their limit, a reward that is cheap. Every
-arm is a process of its own; they load side by side and train one after another. Times are those of whole steps after warm-up
+arm is a process of its own, one after another. Times are those of whole steps after warm-up
 (median); ours say how much of a step is rollout and update.
 """
 
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from arms import ended, trained_rows, turn
+from arms import ended, trained_rows
 from shapes import SHAPES, report
 
 from backends import write_parts
@@ -60,7 +60,7 @@ def ours(folder: Path, arm: str, steps: int, completions: int, new: int) -> dict
     }  # fmt: skip
     if arm == "native-split":
         run["train"]["optimizer"] = "adamw_split"
-    rows = trained_rows(create_trainer(run), folder, output)
+    rows = trained_rows(create_trainer(run), output)
     times = [row["elapsed_s"] for row in rows]
     found: dict[str, Any] = {"step_s": median([b - a for a, b in itertools.pairwise(times)][WARMUP - 1 :])}
     for name in ("perf/rollout_seconds", "perf/scoring_seconds", "perf/update_seconds", "completions/mean_length"):
@@ -100,8 +100,7 @@ def peer(folder: Path, steps: int, completions: int, new: int) -> dict[str, Any]
         model=model, args=arguments, reward_funcs=distinct, processing_class=AutoTokenizer.from_pretrained(path), callbacks=[Meter()],
         train_dataset=load_dataset("json", data_files=str(folder / "prompts.jsonl"), split="train"),
     )  # fmt: skip
-    with turn(folder):
-        trainer.train()
+    trainer.train()
     lengths = [entry["completions/mean_length"] for entry in trainer.state.log_history if "completions/mean_length" in entry]  # fmt: skip
     return {
         "step_s": median(seconds[WARMUP:]),
@@ -122,6 +121,7 @@ def main() -> None:
     parser.add_argument("--completions", type=int, default=64)
     parser.add_argument("--new", type=int, default=256)
     parser.add_argument("--out")
+    parser.add_argument("--limit", type=float, default=240, help="seconds that an arm may take")
     parser.add_argument("--folder", help="(for this script itself) where model and prompts are")
     args = parser.parse_args()
     if args.folder:
@@ -136,7 +136,7 @@ def main() -> None:
         write_parts(folder, args.shape)
         more = ["--folder", name, "--completions", str(args.completions), "--new", str(args.new)]
         commands = {arm: [sys.executable, __file__, args.shape, str(args.steps), arm, *more] for arm in args.arms}
-        for arm, failure in ended(commands, folder):
+        for arm, failure in ended(commands, folder, args.limit):
             found = {"failed": failure} if failure else json.loads((folder / f"{arm}.json").read_text())
             report(args.out, benchmark="grpo_run", arm=arm, shape=args.shape, steps=args.steps, **sizes, **found)
 

@@ -11,8 +11,7 @@ Peers, as their own documentation runs them, on the same texts:
     trl-pack, trl-pack-liger    TRL's SFTTrainer: float32 weights under autocast, its own packing
     unsloth-pack, unsloth-lora  Unsloth's FastLanguageModel under TRL's SFTTrainer (its full fine-tuning is bfloat16)
 
-Every arm is a process of its own. They load side by side and train one after another, so that timings do not
-disturb each other. Tokens a second are real tokens over the time of the steps after warm-up, the median over steps; losses
+Every arm is a process of its own, one after another. Tokens a second are real tokens over the time of the steps after warm-up, the median over steps; losses
 are those of every step.
 """
 
@@ -27,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from arms import ended, trained_rows, turn
+from arms import ended, trained_rows
 from shapes import PEAK_FLOPS, SHAPES, report, text_lengths
 
 from backends import write_parts
@@ -66,7 +65,7 @@ def ours(folder: Path, arm: str, steps: int) -> dict[str, Any]:
     }  # fmt: skip
     for section, values in changes.items():
         run[section] = run[section] | values if isinstance(values, dict) else values
-    rows = trained_rows(create_trainer(run), folder, output)
+    rows = trained_rows(create_trainer(run), output)
     speeds = sorted(row["tokens_per_second"] for row in rows[WARMUP:] if row.get("tokens_per_second"))
     return {
         "tokens_per_s": round(speeds[len(speeds) // 2]),
@@ -131,8 +130,7 @@ def peer(folder: Path, arm: str, steps: int) -> dict[str, Any]:
         return inner(model, inputs, *args, **kwargs)
 
     trainer.compute_loss = counted
-    with turn(folder):
-        trainer.train()
+    trainer.train()
     speeds = sorted(count / time for count, time in zip(tokens[WARMUP:], seconds[WARMUP:]))
     return {
         "tokens_per_s": round(speeds[len(speeds) // 2]),
@@ -153,6 +151,7 @@ def main() -> None:
     parser.add_argument("steps", type=int)
     parser.add_argument("arms", nargs="+", choices=[*OURS, *PEERS])
     parser.add_argument("--out")
+    parser.add_argument("--limit", type=float, default=240, help="seconds that an arm may take")
     parser.add_argument("--folder", help="(for this script itself) where model and texts are")
     args = parser.parse_args()
     if args.folder:
@@ -167,7 +166,7 @@ def main() -> None:
         commands = {
             arm: [sys.executable, __file__, args.shape, str(args.steps), arm, "--folder", name] for arm in args.arms
         }
-        for arm, failure in ended(commands, folder):
+        for arm, failure in ended(commands, folder, args.limit):
             found = {"failed": failure} if failure else json.loads((folder / f"{arm}.json").read_text())
             if not failure:
                 found["mfu"] = round(6 * parameters * found["tokens_per_s"] / PEAK_FLOPS, 4)

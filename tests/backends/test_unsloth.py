@@ -88,7 +88,7 @@ def test_what_it_would_not_do_is_refused(
     assert reason in (refusal(config, **{section: config.get(section, {}) | {setting: value}}) or "")
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "dr_grpo", "gspo", "ppo", "neural_mirror_grpo", "meta_es"])
+@pytest.mark.parametrize("algorithm", ["gspo", "ppo", "neural_mirror_grpo", "meta_es"])
 def test_algorithms_it_has_not_got(algorithm: str) -> None:
     run = {"algorithm": algorithm, "model": "m", "dataset": "d", "rewards": [{"type": "length"}]}
     if algorithm == "meta_es":

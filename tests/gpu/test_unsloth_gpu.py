@@ -106,3 +106,27 @@ def test_dpo(config: dict[str, Any]) -> None:
     trainer = create_trainer(run)
     trainer.train()
     assert len(losses(trainer)) == 5
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "dr_grpo"])
+def test_the_grpo_family_learns(config: dict[str, Any], algorithm: str) -> None:
+    """Answers of many characters are rewarded, and become longer by Unsloth's own loss on our rollouts."""
+    from aligntune.api import create_trainer
+
+    folder = Path(config["model"]["name_or_path"]).parent
+    tiny.write_rows(folder / "prompts.jsonl", [{"prompt": f"say {word}"} for word in tiny.WORDS])
+    run = config | {"algorithm": algorithm, "dataset": {"name": str(folder / "prompts.jsonl")}}
+    run["model"] = config["model"] | {"use_peft": False, "max_seq_length": 128}
+    run["rewards"] = [{"type": "length", "params": {"unit": "chars", "min_length": 60, "max_length": 1000}}]
+    run["train"] = {
+        "max_steps": 24, "learning_rate": 3e-3, "per_device_batch_size": 32, "num_generations": 8, "max_completion_length": 24, "kl_coef": 0.0,
+        "temperature": 1.0, "top_p": 1.0, "logging_steps": 1, "save_strategy": "no", "group_by_length": False, "mask_truncated_completions": False,
+    }  # fmt: skip
+    if algorithm == "dapo":
+        run["train"] |= {"dynamic_sampling": False}
+    trainer = create_trainer(run)
+    trainer.train()
+    rows = [json.loads(line) for line in trainer.directory.metrics.path.read_text().splitlines()]
+    rewards = [row["reward"] for row in rows if row["split"] == "train" and "reward" in row]
+    assert len(rewards) == 24
+    assert sum(rewards[-4:]) > 1.4 * sum(rewards[:4])  # 1.9 times by the native trainer

@@ -41,3 +41,20 @@ def test_by_name(model):
         select_engine(model, "vllm-server")
     with pytest.raises(ConfigError, match="server_url"):
         select_engine(model, "vllm-server", weights_dir="/tmp")
+
+
+def test_on_a_model_of_unsloth_its_two_modes_enclose_the_rollout(model):
+    calls = []
+    model.for_inference = lambda: calls.append("inference")
+    model.for_training = lambda use_gradient_checkpointing: calls.append(use_gradient_checkpointing)
+    engine, why = select_engine(model)
+    assert (engine.name, "Unsloth" in why) == ("unsloth", True)
+    model.train()
+    params = SamplingParams(max_new_tokens=3, seed=1)
+    found = engine.generate([[3, 4, 5]], params)
+    assert calls == ["inference", False]
+    assert model.training
+    del model.for_inference
+    plain, _ = select_engine(model, "transformers")
+    assert plain.name == "transformers"
+    assert plain.generate([[3, 4, 5]], params).completion_ids == found.completion_ids

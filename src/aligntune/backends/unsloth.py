@@ -22,15 +22,9 @@ from aligntune.errors import BackendError
 CAPPED = ("trl", "transformers", "datasets", "torch", "peft")
 """Packages whose versions Unsloth bounds."""
 
-ROLLOUTS = "rollouts are our own, and the attention of its patched model refuses them"
-"""Seen with Unsloth 2026.10.9: its trainers start, and fail at the first completion."""
-
 NOT_ON_IT = {
-    A.GRPO: ROLLOUTS,
-    A.DAPO: ROLLOUTS,
-    A.DR_GRPO: ROLLOUTS,
     A.GSPO: "GSPO runs on trl and native only",
-    A.PPO: f"has no PPO trainer; {ROLLOUTS}",
+    A.PPO: "has no PPO trainer, and ours packs its batches, to whose documents its attention is not held",
     A.NEURAL_MIRROR_GRPO: "its GRPO never calls the loss in which the mirror divergence takes part",
     A.META_ES: "its inner runs are Neural Mirror GRPO, which it cannot train",
 }

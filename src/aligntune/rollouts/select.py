@@ -12,6 +12,7 @@ from aligntune.models.forward import causal_model
 from aligntune.rollouts.base import RolloutEngine, SamplingParams
 from aligntune.rollouts.graph import GraphEngine, check_rollouts
 from aligntune.rollouts.transformers import TransformersEngine
+from aligntune.rollouts.unsloth import UnslothEngine, patched_by_unsloth
 
 ENGINES = ("auto", "graph", "transformers", "vllm", "vllm-server")
 
@@ -34,6 +35,8 @@ def select_engine(
         raise ConfigError(f"there is no rollout engine '{name}'; there are {', '.join(ENGINES)}")
     if name in ("vllm", "vllm-server"):
         return _vllm(model, name, weights_dir, server_url, vllm_settings), "asked for"
+    if patched_by_unsloth(model) and name in ("auto", "transformers"):
+        return UnslothEngine(model, max_rows=max_rows), "Unsloth's layers read a cache in its own way"
     if name == "transformers":
         return TransformersEngine(model, max_rows=max_rows), "asked for"
     missing = _graph_missing(model, params)

@@ -1,0 +1,51 @@
+"""Rollouts on a model that Unsloth has patched: by its own `generate`, between its own two modes.
+
+Its layers read a cache only after `for_inference`, and train only after `for_training`; everything else is as in
+`rollouts.transformers`, log-probabilities included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from aligntune.rollouts.base import Rollouts, SamplingParams
+from aligntune.rollouts.transformers import TransformersEngine
+
+
+def patched_by_unsloth(model: nn.Module) -> bool:
+    """Whether `model` came from Unsloth's loader."""
+    return callable(getattr(model, "for_inference", None)) and callable(getattr(model, "for_training", None))
+
+
+class UnslothEngine:
+    """`generate` on the trainer's own model, LoRA adapters live. The model's mode and its checkpointing are left as found."""
+
+    name = "unsloth"
+
+    def __init__(self, model: nn.Module, *, max_rows: int | None = None) -> None:
+        self.model, self.engine = model, TransformersEngine(model, max_rows=max_rows)
+
+    def generate(self, prompt_ids: Sequence[Sequence[int]], params: SamplingParams) -> Rollouts:
+        """See `RolloutEngine`."""
+        with _for_inference(self.model):
+            return self.engine.generate(prompt_ids, params)
+
+    def update_weights(self) -> None:
+        """Nothing to do: the weights are the trainer's."""
+
+
+@contextmanager
+def _for_inference(model: Any) -> Iterator[None]:
+    training = model.training
+    modes = (getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    checkpointing = next((mode for mode in modes if mode), False)
+    model.for_inference()
+    try:
+        yield
+    finally:
+        model.for_training(use_gradient_checkpointing=checkpointing)
+        model.train(training)
