@@ -102,14 +102,13 @@ def evaluate_harness(
 ) -> Any:
     """Public benchmarks of lm-evaluation-harness (extra `harness`) on a saved model; `limit` rows of each task."""
     from aligntune.evaluation.harness import run_harness
-    from aligntune.evaluation.saved_base import load_for_evaluation
+    from aligntune.evaluation.saved_base import batch_size, load_for_evaluation
     from aligntune.trainers.quiet import quiet_libraries
 
     quiet_libraries()
     run = evaluation_run(model, "harness", overrides=overrides, **settings)  # no rows of ours are read
     loaded, tokenizer, _ = load_for_evaluation(run)
-    batch, seed = run.train.per_device_batch_size, run.train.seed
-    return run_harness(loaded, tokenizer, tasks, batch_size=batch, limit=limit, seed=seed)
+    return run_harness(loaded, tokenizer, tasks, batch_size=batch_size(run), limit=limit, seed=run.train.seed)
 
 
 def evaluation_run(

@@ -53,6 +53,22 @@ def test_perplexity_at_any_batch_size(model: Path, tmp_path: Path) -> None:
     assert found == pytest.approx([found[0]] * 3, rel=1e-6)
 
 
+@pytest.mark.parametrize(("asked", "rows", "losses"), [({}, None, 8), ({"batch_size": 3}, 3, 3)])
+def test_batch_size_bounds_answers_only_when_it_is_set(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, int], rows: int | None, losses: int
+) -> None:
+    from aligntune.evaluation import saved_text
+    from aligntune.rollouts import occasional
+
+    seen: list[int | None] = []
+    select, measure = occasional.select_engine, saved_text.row_losses
+    monkeypatch.setattr(occasional, "select_engine", lambda *a, **k: seen.append(k["max_rows"]) or select(*a, **k))
+    monkeypatch.setattr(saved_text, "row_losses", lambda *a, **k: seen.append(k["batch_size"]) or measure(*a, **k))
+    data = tiny.write_rows(tmp_path / "chats.jsonl", tiny.chats(4))
+    evaluate(str(model), str(data), overrides=["evaluation.max_new_tokens=2"], **asked)
+    assert seen == [losses, rows]
+
+
 def test_preference_pairs(model: Path, tmp_path: Path) -> None:
     data = tiny.write_rows(tmp_path / "pairs.jsonl", PAIRS)
     found = evaluate(str(model), str(data), precision="fp32")

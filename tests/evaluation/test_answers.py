@@ -10,6 +10,7 @@ import torch
 from aligntune.data.examples import ChatExample, CompletionExample, PairExample, PromptExample, TextExample
 from aligntune.errors import DataError
 from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, choose, evaluation_row, evaluation_rows
+from aligntune.rollouts.occasional import occasional_engine
 
 
 def said(role: str, content: str) -> dict[str, str]:
@@ -78,7 +79,7 @@ def greedy_by_hand(model, ids: list[int], stops: set[int], steps: int) -> list[i
     return out
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("batch_size", [1, 3, None])
 def test_answers_are_greedy_whatever_the_batch(model, tokenizer, batch_size: int):
     generator = GreedyGenerator.of(model, tokenizer, batch_size=batch_size)
     answers = generator.generate(PROMPTS, max_new_tokens=6)
@@ -143,11 +144,15 @@ def test_long_prompts_keep_their_end(model, tokenizer, caplog: pytest.LogCapture
         generator.generate([long], max_new_tokens=64)
 
 
-def test_everything_is_left_as_found(model, tokenizer):
+@pytest.mark.parametrize("name", ["graph", "transformers"])
+def test_everything_is_left_as_found(model, tokenizer, name: str):
     model.train()
     model.generation_config.do_sample = True
+    attention = model.config._attn_implementation
     state, side = torch.get_rng_state(), tokenizer.padding_side
-    GreedyGenerator.of(model, tokenizer).generate(PROMPTS, max_new_tokens=2)
+    engine, _ = occasional_engine(model, name=name)
+    GreedyGenerator.of(model, tokenizer, engine=engine).generate(PROMPTS, max_new_tokens=2)
+    assert model.config._attn_implementation == attention
     assert model.training
     assert model.generation_config.do_sample
     assert torch.equal(state, torch.get_rng_state())

@@ -153,10 +153,8 @@ def metrics(s: Any) -> Any:
 def asked_with_examples(s: Any) -> Any:
     """The prompts of an evaluation that have examples in front."""
     asked: list[Any] = []
-    generate = s._generator().generate
-    s._generator = lambda: SimpleNamespace(
-        generate=lambda prompts, **rest: asked.extend(prompts) or generate(prompts, **rest)
-    )
+    generate = s.generator.generate
+    s.generator = SimpleNamespace(generate=lambda prompts, **rest: asked.extend(prompts) or generate(prompts, **rest))
     s.evaluate()
     return [prompt for prompt in map(str, asked) if ": " in prompt]
 

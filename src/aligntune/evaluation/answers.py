@@ -104,8 +104,8 @@ class GreedyGenerator:
     """Greedy answers by a rollout engine: messages through the tokenizer's chat template, raw prompts as in training.
 
     `max_length`: tokens of prompt and answer together that the model takes; a longer prompt loses its beginning (logged).
-    `batch_size`: prompts answered at a time; like lengths go together. `seed` is for engines that draw random numbers
-    even so.
+    The engine gets all prompts at once and takes as many at a time as it likes; like lengths go together. `seed` is for
+    engines that draw random numbers even so.
     """
 
     def __init__(
@@ -115,26 +115,29 @@ class GreedyGenerator:
         *,
         stop_token_ids: Sequence[int] = (),
         max_length: int | None = None,
-        batch_size: int = 8,
         seed: int = 0,
     ) -> None:
         self.engine, self.tokenizer, self.seed = engine, tokenizer, seed
-        self.max_length, self.batch_size, self.extra_stops = max_length, batch_size, tuple(stop_token_ids)
+        self.max_length, self.extra_stops = max_length, tuple(stop_token_ids)
 
     @classmethod
     def of(
-        cls, model: Any, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 8, seed: int = 0
+        cls,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        engine: RolloutEngine | None = None,
+        batch_size: int | None = None,
+        seed: int = 0,
     ) -> GreedyGenerator:
-        """With transformers' `generate` on `model` itself, its own end tokens and its own longest sequence."""
+        """With the end tokens and the longest sequence of `model`. `engine`: unset, the fastest that runs the model, with
+        `batch_size` rows at a time (None: as many as are sensible)."""
         from aligntune.models.forward import causal_model
-        from aligntune.rollouts.transformers import TransformersEngine
+        from aligntune.rollouts.occasional import occasional_engine
 
-        causal = causal_model(model)
-        ends = getattr(causal.generation_config, "eos_token_id", None)
-        stops = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-        limit = getattr(causal.config.get_text_config(), "max_position_embeddings", None)
-        engine = TransformersEngine(model, max_rows=batch_size)
-        return cls(engine, tokenizer, stop_token_ids=stops, max_length=limit, batch_size=batch_size, seed=seed)
+        limit = getattr(causal_model(model).config.get_text_config(), "max_position_embeddings", None)
+        engine = engine or occasional_engine(model, max_rows=batch_size)[0]
+        return cls(engine, tokenizer, stop_token_ids=model_ends(model), max_length=limit, seed=seed)
 
     def generate(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, tools: Sequence[list[Any] | None] | None = None
@@ -149,13 +152,12 @@ class GreedyGenerator:
         params = SamplingParams(
             max_new_tokens=max_new_tokens, temperature=0.0, stop_token_ids=self.stop_token_ids, seed=self.seed
         )
-        order = sorted(range(len(ids)), key=lambda at: len(ids[at]))
+        # Longest first: a cache that holds those holds the others too.
+        order = sorted(range(len(ids)), key=lambda at: -len(ids[at]))
+        done = self.engine.generate([ids[at] for at in order], params)
         answers = [""] * len(ids)
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            done = self.engine.generate([ids[at] for at in batch], params)
-            for at, tokens in zip(batch, done.completion_ids, strict=True):
-                answers[at] = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        for at, tokens in zip(order, done.completion_ids, strict=True):
+            answers[at] = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
         return answers
 
     def prompt_ids(self, prompt: Prompt, tools: list[Any] | None = None) -> list[int]:
@@ -166,12 +168,8 @@ class GreedyGenerator:
 
     @cached_property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """The tokenizer's end token, the model's own, and the special token with which the template ends a turn."""
-        stops = {self.tokenizer.eos_token_id, *self.extra_stops}
-        if self.tokenizer.chat_template is not None:
-            special = set(self.tokenizer.get_added_vocab().values())
-            stops.update([token for token in self._encode(self._template.tails[1]) if token in special][:1])
-        return tuple(sorted(token for token in stops if token is not None))
+        """See `answer_ends`."""
+        return answer_ends(self.tokenizer, self.extra_stops)
 
     def _cut(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
         if self.max_length is None:
@@ -189,7 +187,7 @@ class GreedyGenerator:
         return [ids[-room:] for ids in prompts]
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return _encode(self.tokenizer, text)
 
     @cached_property
     def _template(self) -> ChatTemplate:
@@ -202,3 +200,26 @@ class GreedyGenerator:
         from aligntune.data.tokenize import RawEnds
 
         return RawEnds.of(self.tokenizer).before
+
+
+def answer_ends(tokenizer: PreTrainedTokenizerBase, own: Sequence[int] = ()) -> tuple[int, ...]:
+    """The tokenizer's end token, the model's `own`, and the special token with which the template ends a turn."""
+    from aligntune.data.template import ChatTemplate
+
+    stops = {tokenizer.eos_token_id, *own}
+    if tokenizer.chat_template is not None:
+        special = set(tokenizer.get_added_vocab().values())
+        stops.update([token for token in _encode(tokenizer, ChatTemplate(tokenizer).tails[1]) if token in special][:1])
+    return tuple(sorted(token for token in stops if token is not None))
+
+
+def model_ends(model: Any) -> list[int]:
+    """The end tokens that the model's generation config names."""
+    from aligntune.models.forward import causal_model
+
+    ends = getattr(causal_model(model).generation_config, "eos_token_id", None)
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -21,14 +21,14 @@ from aligntune.models.heads import SavedHead, saved_head
 
 
 def evaluation_defaults(name: str, task: str | None, limit: int | None) -> dict[str, Any]:
-    """Settings of an evaluation that the user has not given: column names are looked for, eight rows a batch."""
+    """Settings of an evaluation that the user has not given: column names are looked for."""
     head = saved_head(name)
     if task is None and head is not None and len(head.names) > 1:
         task = head.task.value
     dataset: dict[str, Any] = {"auto_detect_fields": True} | ({"task_type": task} if task else {})
     if limit is not None:
         dataset["max_samples"] = limit
-    return {"dataset": dataset, "train": {"per_device_batch_size": 8}}
+    return {"dataset": dataset}
 
 
 def evaluate_saved(run: SFTRunConfig, *, task: str | None = None, metrics: Sequence[str] | None = None) -> SavedEvaluation:  # fmt: skip

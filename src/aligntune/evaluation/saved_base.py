@@ -45,6 +45,11 @@ def load_for_evaluation(run: SFTRunConfig, head: SavedHead | None = None) -> tup
     return model.eval(), tokenizer, precision
 
 
+def batch_size(run: SFTRunConfig) -> int:
+    """Rows per forward pass: those that the user asks for, else eight."""
+    return run.train.per_device_batch_size if run.train.is_set("per_device_batch_size") else 8
+
+
 def check_names(names: Sequence[str], known: Sequence[str]) -> set[str]:
     """`names` as a set. Raises `ConfigError` for one that is not known."""
     for name in names:

@@ -16,7 +16,7 @@ from aligntune.evaluation.classifier import Classifier
 from aligntune.evaluation.label_scores import LabelScores, metric_names, score_tags, score_texts, spans
 from aligntune.evaluation.labels import Score
 from aligntune.evaluation.registry import custom_metrics
-from aligntune.evaluation.saved_base import SavedEvaluation, Table, check_names, load_for_evaluation
+from aligntune.evaluation.saved_base import SavedEvaluation, Table, batch_size, check_names, load_for_evaluation
 from aligntune.models.heads import SavedHead, longest_input
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def evaluate_classifier(
         logger.warning("%d of %d rows are empty and are left out", len(examples) - len(kept), len(examples))
     model, tokenizer, _ = load_for_evaluation(run, head)
     longest = longest_input(run.model.name_or_path, tokenizer, run.model.max_seq_length)
-    classifier = Classifier(model, tokenizer, head.names, tags, longest, run.train.per_device_batch_size)
+    classifier = Classifier(model, tokenizer, head.names, tags, longest, batch_size(run))
     judge = _judge_sentences if tags else _judge_texts
     scores, records = judge(classifier, labels, [examples[at] for at in kept])
     columns = {name: [rows[at][name] for at in kept] for name in source.preserve_columns or ()}

@@ -16,7 +16,7 @@ from aligntune.evaluation.evaluator import AnswerEvaluator
 from aligntune.evaluation.perplexity import TokenLoss, row_losses
 from aligntune.evaluation.preference import preference_metrics
 from aligntune.evaluation.registry import REGISTRY, metrics_from_config
-from aligntune.evaluation.saved_base import PREFERENCE, SavedEvaluation, check_names, load_for_evaluation
+from aligntune.evaluation.saved_base import PREFERENCE, SavedEvaluation, batch_size, check_names, load_for_evaluation
 from aligntune.models.heads import longest_input, saved_head
 from aligntune.models.precision import device
 
@@ -52,8 +52,9 @@ def evaluate_answers(run: SFTRunConfig, rows: Any, wanted: sft.EvaluationConfig,
     if metrics:
         numbers = [number for number, _ in questions]
         limit = wanted.max_samples_for_quality_metrics if wanted.is_set("max_samples_for_quality_metrics") else None
+        asked = run.train.per_device_batch_size if run.train.is_set("per_device_batch_size") else None
         evaluator = AnswerEvaluator(
-            GreedyGenerator.of(model, tokenizer, batch_size=run.train.per_device_batch_size, seed=run.train.seed),
+            GreedyGenerator.of(model, tokenizer, batch_size=asked, seed=run.train.seed),
             [question for _, question in questions],
             metrics, wanted.max_new_tokens, limit, run.train.seed, str(device()),
         )  # fmt: skip
@@ -83,7 +84,7 @@ def _losses(run: SFTRunConfig, rows: Any, model: Any, tokenizer: Any) -> tuple[d
         completion_only_loss=run.train.completion_only_loss,
         assistant_only_loss=run.train.assistant_only_loss,
     )
-    losses = row_losses(model, list(tokens), batch_size=run.train.per_device_batch_size)
+    losses = row_losses(model, list(tokens), batch_size=batch_size(run))
     total = sum(losses, TokenLoss())
     records = {
         number: {"row": number, "tokens": loss.tokens, "perplexity": loss.perplexity}
@@ -107,7 +108,7 @@ def _scored_pairs(run: SFTRunConfig, rows: Any) -> SavedEvaluation:
     pairs = _pairs(run, rows)
     model, tokenizer, _ = load_for_evaluation(run, saved_head(run.model.name_or_path))
     longest = longest_input(run.model.name_or_path, tokenizer, run.model.max_seq_length)
-    judge = RewardModel(model, tokenizer, batch_size=run.train.per_device_batch_size, max_length=longest)
+    judge = RewardModel(model, tokenizer, batch_size=batch_size(run), max_length=longest)
     prompts: list[Any] = [pair.prompt for pair in pairs]
     chosen = judge(prompts, [pair.chosen for pair in pairs])
     rejected = judge(prompts, [pair.rejected for pair in pairs])
@@ -122,9 +123,8 @@ def _likelier(run: SFTRunConfig, rows: Any) -> SavedEvaluation:
     texts = _pairs(run, rows)
     model, tokenizer, _ = load_for_evaluation(run)
     pairs = _tokenized_pairs(run, rows, tokenizer)
-    batch_size = run.train.per_device_batch_size
-    chosen = row_losses(model, _sides(pairs, "chosen_ids"), batch_size=batch_size)
-    rejected = row_losses(model, _sides(pairs, "rejected_ids"), batch_size=batch_size)
+    chosen = row_losses(model, _sides(pairs, "chosen_ids"), batch_size=batch_size(run))
+    rejected = row_losses(model, _sides(pairs, "rejected_ids"), batch_size=batch_size(run))
     margins = [worse.nll - better.nll for better, worse in zip(chosen, rejected, strict=True)]
     metrics = {
         "logps/accuracies": sum(margin > 0 for margin in margins) / len(margins),

@@ -102,6 +102,9 @@ class RolloutEngine(Protocol):
     def update_weights(self) -> None:
         """Take over the policy's weights after an optimiser step; nothing to do for engines that share them."""
 
+    def release(self) -> None:
+        """Give back the memory that is kept from one rollout to the next; the next one takes it anew."""
+
 
 def check_prompts(prompt_ids: Sequence[Sequence[int]]) -> None:
     """ConfigError if a prompt has no token to start from."""

@@ -68,7 +68,7 @@ class GraphEngine:
         """Nothing to do: the weights are the trainer's, and graphs are captured anew if their storage moved."""
 
     def release(self) -> None:
-        """Free the cache and the graphs until the next rollout."""
+        """See `RolloutEngine`: the cache, and the graphs that were captured over it."""
         self.store, self.sessions = None, []
 
     def _rows_that_fit(self, length: int) -> int:
@@ -211,7 +211,7 @@ def check_rollouts(model: nn.Module, tolerance: float = 0.05) -> str | None:
     rows = PackedRows.from_completions(
         prompts, rollouts.completion_ids, engine.causal.get_input_embeddings().weight.device
     )
-    with torch.no_grad():
+    with torch.no_grad(), _evaluating(model):
         want = packed_log_probs(model, rows).log_probs
     worst = (torch.tensor(rollouts.log_probs, device=want.device).flatten() - want).abs().max().item()
     return (
@@ -238,14 +238,22 @@ def _by_tokens(prompts: list[list[int]], budget: int) -> Iterator[list[list[int]
 @contextmanager
 def _rollout_mode(model: nn.Module, causal: Any) -> Iterator[None]:
     """Evaluation mode and our attention, for the moment."""
-    modes = [(module, module.training) for module in model.modules()]
     implementation = causal.config._attn_implementation
     causal.set_attn_implementation(ROLLOUT)
-    model.eval()
     try:
-        with decoding_layers(causal, compiled=False):
+        with _evaluating(model), decoding_layers(causal, compiled=False):
             yield
     finally:
         causal.set_attn_implementation(implementation)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the moment, which also turns dropout off."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
         for module, training in modes:
             module.training = training

@@ -34,6 +34,11 @@ class RoundedEngine:
         """See `RolloutEngine`."""
         self.engine.update_weights()
 
+    def release(self) -> None:
+        """See `RolloutEngine`: the rounded copy as well."""
+        self._copies.clear()
+        self.engine.release()
+
     @contextmanager
     def _rounded(self) -> Iterator[None]:
         """The copies keep their storage from one rollout to the next, as captured graphs need it."""

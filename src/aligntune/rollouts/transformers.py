@@ -48,6 +48,9 @@ class TransformersEngine:
     def update_weights(self) -> None:
         """Nothing to do: the weights are the trainer's."""
 
+    def release(self) -> None:
+        """Nothing to do: `generate` keeps nothing."""
+
 
 def _device(causal: Any) -> torch.device:
     return causal.get_input_embeddings().weight.device

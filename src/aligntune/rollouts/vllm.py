@@ -69,6 +69,9 @@ class VLLMColocated:
             self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(self.weights_dir)})
         self.llm.reset_prefix_cache()
 
+    def release(self) -> None:
+        """Nothing to do: vLLM keeps the share of memory that it was given."""
+
 
 class VLLMServer:
     """A vLLM server at `url`. `weights_dir` must be seen by both machines under the same path; `parallel` requests are
@@ -117,6 +120,9 @@ class VLLMServer:
         _save_base(self.model, self.weights_dir)
         self._call("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.weights_dir)}})
         self._call("/reset_prefix_cache", {})
+
+    def release(self) -> None:
+        """Nothing to do: the memory is the server's."""
 
     def _call(self, path: str, body: dict[str, Any] | None) -> Any:
         """POST the body (GET without one); BackendError with what the server said."""

@@ -29,6 +29,10 @@ class LiveEngine(TrainerCallback):
             self.engine.update_weights()
             self._stale = False
 
+    def release(self) -> None:
+        """See `RolloutEngine`."""
+        self.engine.release()
+
     def weights_changed(self) -> None:
         """Say that the policy's weights were set from outside the trainer."""
         self._stale = True

@@ -14,7 +14,7 @@ from aligntune.config.rl import DatasetConfig
 from aligntune.data import asked_of, tokenize_prompts
 from aligntune.data.preview import row_tokens
 from aligntune.errors import ConfigError, ModelError
-from aligntune.evaluation.answers import GreedyGenerator
+from aligntune.evaluation.answers import answer_ends, model_ends
 from aligntune.models.forward import check_packed, use_padding
 from aligntune.models.load import load_model
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
@@ -154,7 +154,7 @@ class OnlineSession(Session):
         """`eos`: every token that ends the model's answers; else the named token alone."""
         name = self.config.train.stop_token
         if name == "eos":
-            return GreedyGenerator.of(self.model, self.tokenizer).stop_token_ids
+            return answer_ends(self.tokenizer, model_ends(self.model))
         token = self.tokenizer.get_vocab().get(name)
         if token is None:
             raise ConfigError(

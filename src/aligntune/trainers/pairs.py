@@ -17,6 +17,7 @@ from aligntune.errors import ConfigError, ModelError
 from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, evaluation_row
 from aligntune.evaluation.preference import shot_metrics
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
+from aligntune.trainers.answering import generator_of
 from aligntune.trainers.arguments import own_optimizer, training_arguments
 from aligntune.trainers.dropout import disable_dropout
 from aligntune.trainers.keeping import keeping_callbacks
@@ -110,7 +111,7 @@ class PairsSession(Session):
         found: list[Any] = keeping_callbacks(self.config)
         samples = self.config.logging.sample_logging
         if samples.enabled:
-            generator = self._generator()
+            generator = self.generator
             prompts = samples.prompts or [question.prompt for question in self.sample_questions]
             asked = [(prompt, generator.prompt_ids(self._as_prompt(prompt))) for prompt in prompts]
             seed, stops = self.config.train.seed, generator.stop_token_ids
@@ -195,11 +196,11 @@ class PairsSession(Session):
         found: dict[str, float] = {}
         if train.dpo_zero_shot_max_samples:
             found |= shot_metrics(
-                self._generator(), self.eval_questions, max_samples=train.dpo_zero_shot_max_samples, **common
+                self.generator, self.eval_questions, max_samples=train.dpo_zero_shot_max_samples, **common
             )
         if train.dpo_few_shot_max_samples:
             found |= shot_metrics(
-                self._generator(), self.eval_questions, max_samples=train.dpo_few_shot_max_samples, few_shot=True,
+                self.generator, self.eval_questions, max_samples=train.dpo_few_shot_max_samples, few_shot=True,
                 examples_text=train.dpo_few_shot_examples_text, **common,
             )  # fmt: skip
         return found
@@ -227,8 +228,10 @@ class PairsSession(Session):
                 found.append(question)
         return found
 
-    def _generator(self) -> GreedyGenerator:
-        return GreedyGenerator.of(self.model, self.tokenizer, seed=self.config.train.seed)
+    @cached_property
+    def generator(self) -> GreedyGenerator:
+        """Greedy answers of the model as it is when asked."""
+        return generator_of(self)
 
     def before(self) -> None:
         self._sample(step=0)
@@ -242,7 +245,7 @@ class PairsSession(Session):
             self.recorder.sample(step, {"prompt": question.prompt, "completion": text, "reference": question.reference})
 
     def _answer(self, prompts: Sequence[Any], max_new_tokens: int) -> list[str]:
-        return self._generator().generate(prompts, max_new_tokens=max_new_tokens) if prompts else []
+        return self.generator.generate(prompts, max_new_tokens=max_new_tokens) if prompts else []
 
     def _as_prompt(self, item: Any) -> Any:
         chats = self.config.sources[0].task_type == "conversation" and self.tokenizer.chat_template is not None

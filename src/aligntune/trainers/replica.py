@@ -22,19 +22,29 @@ Selected = tuple[RolloutEngine, str]
 
 def engine_of_sharded(model: nn.Module, select: Callable[[nn.Module], Selected], *, gather: bool = True) -> Selected:
     """`select(model)`, fit for a `model` that the launcher will shard. Call it before the trainer is built."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+    if _is_on("ACCELERATE_USE_FSDP"):
         replica = copy.deepcopy(model).requires_grad_(False).eval()
         engine, why = select(replica)
         return ReplicaEngine(engine, model, replica), f"{why}; on a whole copy of the sharded policy"
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true" and gather and _zero_stage() == 3:
+    if gather and _zero_stage() == 3:
         from aligntune.rollouts.transformers import TransformersEngine
 
         return GatheringEngine(TransformersEngine(model), model), "ZeRO-3 shards are gathered for it"
     return select(model)
 
 
+def will_be_sharded() -> bool:
+    """Whether the launcher asks for weights that are split over the processes (FSDP2, DeepSpeed ZeRO-3)."""
+    return _is_on("ACCELERATE_USE_FSDP") or _zero_stage() == 3
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() == "true"
+
+
 def _zero_stage() -> int:
-    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0"))
+    """DeepSpeed's stage of sharding; 0 without DeepSpeed."""
+    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0")) if _is_on("ACCELERATE_USE_DEEPSPEED") else 0
 
 
 class ReplicaEngine:
@@ -56,6 +66,10 @@ class ReplicaEngine:
                 kept[name].copy_(weight.full_tensor() if isinstance(weight, DTensor) else weight)
         self.engine.update_weights()
 
+    def release(self) -> None:
+        """See `RolloutEngine`; the whole copy stays."""
+        self.engine.release()
+
 
 class GatheringEngine:
     """An engine that sees the whole weights of a ZeRO-3 model while it generates."""
@@ -72,3 +86,6 @@ class GatheringEngine:
 
     def update_weights(self) -> None:
         self.engine.update_weights()
+
+    def release(self) -> None:
+        self.engine.release()

@@ -26,6 +26,7 @@ from aligntune.evaluation.evaluator import AnswerEvaluator
 from aligntune.evaluation.registry import check_best_metric, metrics_from_config
 from aligntune.models.forward import check_packed, use_padding
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
+from aligntune.trainers.answering import generator_of
 from aligntune.trainers.keeping import keeping_callbacks
 from aligntune.trainers.session import Session
 
@@ -140,7 +141,7 @@ class SFTSession(Session):
             return None
         limits = self.config.evaluation
         evaluator = AnswerEvaluator(
-            self._generator(),
+            self.generator,
             rows,
             metrics,
             limits.max_new_tokens,
@@ -165,9 +166,10 @@ class SFTSession(Session):
                 found.append(question)
         return found
 
-    def _generator(self) -> GreedyGenerator:
+    @cached_property
+    def generator(self) -> GreedyGenerator:
         """Greedy answers of the model as it is when asked."""
-        return GreedyGenerator.of(self.model, self.tokenizer, seed=self.config.train.seed)
+        return generator_of(self)
 
     def before(self) -> None:
         self._sample(step=0)
@@ -193,7 +195,7 @@ class SFTSession(Session):
         )
         limit = min(max_new_tokens or self.config.evaluation.max_new_tokens, max(1, longest // 2))
         prompts = [question.prompt for question in asked]
-        return self._generator().generate(prompts, max_new_tokens=limit, tools=[question.tools for question in asked])
+        return self.generator.generate(prompts, max_new_tokens=limit, tools=[question.tools for question in asked])
 
     # What a user calls ----------------------------------------------------------------------------------------------
 
