@@ -21,21 +21,15 @@ def patched_by_unsloth(model: nn.Module) -> bool:
     return callable(getattr(model, "for_inference", None)) and callable(getattr(model, "for_training", None))
 
 
-class UnslothEngine:
+class UnslothEngine(TransformersEngine):
     """`generate` on the trainer's own model, LoRA adapters live. The model's mode and its checkpointing are left as found."""
 
     name = "unsloth"
 
-    def __init__(self, model: nn.Module, *, max_rows: int | None = None) -> None:
-        self.model, self.engine = model, TransformersEngine(model, max_rows=max_rows)
-
     def generate(self, prompt_ids: Sequence[Sequence[int]], params: SamplingParams) -> Rollouts:
         """See `RolloutEngine`."""
         with _for_inference(self.model):
-            return self.engine.generate(prompt_ids, params)
-
-    def update_weights(self) -> None:
-        """Nothing to do: the weights are the trainer's."""
+            return super().generate(prompt_ids, params)
 
 
 @contextmanager
