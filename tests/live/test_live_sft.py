@@ -299,8 +299,8 @@ def outcome(observe: Observe, s: Any) -> Any:
         return f"{type(error).__name__}: {error}"
 
 
-TRL_ONLY = ("train.padding_free", "train.activation_offloading", "train.use_trl")
-"""The native trainer never pads, and refuses to offload activations."""
+TRL_ONLY = ("train.padding_free", "train.use_trl")
+"""The native trainer never pads."""
 
 
 @pytest.mark.parametrize(

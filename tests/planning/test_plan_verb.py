@@ -253,6 +253,12 @@ def test_advice_for_the_native_backend(qwen: Path) -> None:
     assert changes(plain, 20) == [checkpointing]
 
 
+def test_offloaded_activations_are_said_not_to_be_counted(qwen: Path) -> None:
+    kept, moved = (make_plan(run(qwen, train={"activation_offloading": on})) for on in (False, True))
+    assert not any("activation_offloading" in note for note in kept.situation.notes)
+    assert any("with activation_offloading expect less" in note for note in moved.situation.notes)
+
+
 def test_what_is_compiled(qwen: Path) -> None:
     def kept(algorithm: str, **sections: Any) -> str | None:
         return make_plan(run(qwen, algorithm, **{"backend": "native"} | sections)).situation.training.compiled
@@ -260,6 +266,7 @@ def test_what_is_compiled(qwen: Path) -> None:
     assert kept("sft") == kept("dpo", model={"compile": True}) == kept("grpo", model={"compile": True}) == "all"
     assert kept("sft", model={"selective_checkpointing": "half"}) == "half"
     assert kept("sft", backend="trl") is None
+    assert kept("sft", train={"activation_offloading": True}) is None
     assert kept("sft", model={"compile": False}) is None
     assert kept("grpo") is kept("dpo") is None
     assert kept("sft", dataset={"task_type": "text_classification"}) is None

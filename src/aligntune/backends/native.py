@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from aligntune.trainers.session import Session
 
 
+SHARDED = ("fsdp2", "zero3")
+"""Launch strategies under which each process holds a part of the weights."""
+
+
 class NativeBackend:
     name = "native"
 
@@ -20,8 +24,8 @@ class NativeBackend:
         return missing("torch") or missing("transformers")
 
     def can_run(self, run: Run) -> str | None:
-        if isinstance(run, SFTRunConfig):
-            return "does not offload activations" if run.train.activation_offloading else None
+        if isinstance(run, SFTRunConfig) and run.train.activation_offloading and run.launch.strategy in SHARDED:
+            return f"does not offload activations of sharded weights (activation_offloading, launch.strategy {run.launch.strategy})"
         return None
 
     def load_policy(self, session: Session, **head: Any) -> Any:

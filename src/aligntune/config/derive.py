@@ -148,6 +148,13 @@ def _speed_contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[
 
 
 def _sft_contradictions(config: SFTRunConfig) -> Iterator[tuple[Path, str]]:
+    model = config.model
+    if config.train.activation_offloading and (model.compile or model.selective_checkpointing != "off"):
+        name = "compile: true" if model.compile else f"selective_checkpointing: {model.selective_checkpointing}"
+        yield (
+            ("train", "activation_offloading"),
+            f"and model.{name} exclude each other: the compiler traces what moves the activations; keep one",
+        )
     train, has_eval = config.train, config.eval_dataset is not None or config.eval_split is not None
     if train.early_stopping_patience is not None and not has_eval:
         yield ("train", "early_stopping_patience"), "needs evaluation data: give eval_dataset or eval_split"

@@ -239,7 +239,7 @@ class TrainingConfig(Section):
     loss_type: Annotated[str, OneOf("nll", "dft")] = "nll"
     """`nll`: cross-entropy. `dft`: each token's cross-entropy times its own probability, detached (arXiv 2508.05629)."""
     activation_offloading: bool = False
-    """Keep activations in CPU memory between forward and backward (GPU only)."""
+    """Keep activations in CPU memory between forward and backward (GPU only). Layers are not compiled then."""
     use_flash_attention_2: bool | None = None
     """Synonym: True is `attn_implementation: flash_attention_2`; False rules it out."""
     gradient_checkpointing: bool = False

@@ -37,6 +37,8 @@ def what_compiled_layers_keep(run: SFTRunConfig | RLRunConfig, shape: Shape) -> 
 def _problem(run: SFTRunConfig | RLRunConfig, shape: Shape) -> str | None:
     if run.launch.strategy in ("fsdp2", "zero3"):
         return "weights are sharded, which compiled layers were not tried with"
+    if getattr(run.train, "activation_offloading", False):
+        return "activations are offloaded, and the compiler would trace what moves them"
     if run.model.quantization:
         return "quantised layers do not compile"
     if shape.family is FAMILIES["gpt2"]:

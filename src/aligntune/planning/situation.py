@@ -63,6 +63,10 @@ def situation(run: Run, card: float | None = None) -> Situation:
         shape = replace(shape, tied=True)  # a few rows of a classifier take the place of a language-model head
     if backend == "unsloth":
         notes.append("Unsloth brings kernels of its own: expect less than these numbers, which are those of TRL")
+    if getattr(run.train, "activation_offloading", False):
+        notes.append(
+            "activations are counted as if they stayed on the GPU: with activation_offloading expect less there"
+        )
     attention = _attention(model.attn_implementation, shape)
     compute = 4 if model.precision is PrecisionType.FP32 else 2
     processes = _processes(run, notes)

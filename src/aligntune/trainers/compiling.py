@@ -50,6 +50,8 @@ def _problem(session: Any, model: nn.Module) -> str | None:
     """Why the layers cannot be compiled, or None."""
     if session.config.launch.strategy in ("fsdp2", "zero3"):
         return "weights are sharded, which compiled layers were not tried with"
+    if getattr(session.config.train, "activation_offloading", False):
+        return "activations are offloaded, and the compiler would trace what moves them"
     if session.config.model.quantization:
         return "quantised layers do not compile"
     if runs_padded(model):

@@ -15,10 +15,11 @@ from aligntune.data import PackedCollator
 from aligntune.models.forward import packed_log_probs, packed_loss
 from aligntune.models.packed import PackedRows
 from aligntune.trainers.evaluating import LanguageModelEvaluation
+from aligntune.trainers.offloading import OffloadedActivations
 from aligntune.trainers.parallel import AutocastLoss
 
 
-class PackedSFTTrainer(AutocastLoss, LanguageModelEvaluation, Trainer):
+class PackedSFTTrainer(OffloadedActivations, AutocastLoss, LanguageModelEvaluation, Trainer):
     """One padding-free forward a micro-batch; the head on trained tokens only, chunk by chunk.
 
     The loss is summed over trained tokens and divided by their number in the whole optimiser batch, so that it depends

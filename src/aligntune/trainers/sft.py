@@ -249,5 +249,7 @@ def native_sft_trainer(session: SFTSession, callbacks: Sequence[Any]) -> Any:
             callbacks=list(callbacks),
             **own_optimizer(session.config, arguments),
         )
+    if session.config.train.activation_offloading:
+        trainer.offload_activations()
     session.set_up_evaluation(trainer)
     return trainer
