@@ -96,7 +96,8 @@ class OnlineSession(Session):
         fit_embeddings(model, self.tokenizer)
         if self.config.model.disable_dropout:
             disable_dropout(model)
-        self._choose_batches(model)
+        if self._backend.name == "native":  # the others lay out their batches themselves
+            self._choose_batches(model)
         return model
 
     @cached_property

@@ -17,9 +17,10 @@ from aligntune.models.packed import PackedRows
 from aligntune.trainers.evaluating import LanguageModelEvaluation
 from aligntune.trainers.offloading import OffloadedActivations
 from aligntune.trainers.parallel import AutocastLoss
+from aligntune.trainers.prefetching import PrefetchesBatches
 
 
-class PackedSFTTrainer(OffloadedActivations, AutocastLoss, LanguageModelEvaluation, Trainer):
+class PackedSFTTrainer(PrefetchesBatches, OffloadedActivations, AutocastLoss, LanguageModelEvaluation, Trainer):
     """One padding-free forward a micro-batch; the head on trained tokens only, chunk by chunk.
 
     The loss is summed over trained tokens and divided by their number in the whole optimiser batch, so that it depends
