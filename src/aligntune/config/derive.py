@@ -128,6 +128,11 @@ def contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, s
 
 def _speed_contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, str]]:
     model, optimizer = config.model, config.train.optimizer
+    if config.train.micro_batch_tokens is not None and config.launch.strategy in ("zero2", "zero3"):
+        yield (
+            ("train", "micro_batch_tokens"),
+            "DeepSpeed steps by its own count of backward passes: use launch.strategy ddp or fsdp2, or more gradient_accumulation_steps",
+        )
     if model.selective_checkpointing != "off":
         if model.compile is False:
             yield ("model", "selective_checkpointing"), "needs compiled layers: leave compile: false out"

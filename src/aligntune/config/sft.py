@@ -165,6 +165,10 @@ class TrainingConfig(Section):
     """Rows per device and forward pass."""
     gradient_accumulation_steps: Count = 1
     """Forward passes per optimiser step."""
+    micro_batch_tokens: Count | None = None
+    """Most tokens of one forward and backward pass: a batch that holds more is cut into passes, between rows (a longer row is a
+    pass of its own). The optimiser step stays what `per_device_batch_size` and `gradient_accumulation_steps` say, and so does its
+    loss: only memory and speed change. Native backend. (Addition.)"""
     max_steps: Count | None = None
     """Optimiser steps; set, it wins over `epochs`."""
     epochs: Count = 3

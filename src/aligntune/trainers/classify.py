@@ -146,7 +146,10 @@ class ClassificationSession(Session):
             return ClassificationTrainer(
                 self.model,
                 arguments,
-                data_collator=RowCollator(PaddedCollator(self.tokenizer.pad_token_id, train.pad_to_multiple_of)),
+                micro_batch_tokens=train.micro_batch_tokens,
+                data_collator=RowCollator(
+                    PaddedCollator(self.tokenizer.pad_token_id, train.pad_to_multiple_of), train.micro_batch_tokens
+                ),
                 train_dataset=self.train_rows,
                 eval_dataset=self.eval_rows,
                 processing_class=self.tokenizer,

@@ -9,28 +9,34 @@ import numpy as np
 import torch
 from transformers import EvalPrediction
 
-from aligntune.data.collate import PaddedCollator
+from aligntune.data.collate import PaddedCollator, round_up
 from aligntune.data.masks import IGNORED
 from aligntune.errors import ConfigError
 from aligntune.evaluation.label_scores import LabelScores, score_tags, score_texts
 from aligntune.evaluation.labels import Score
 from aligntune.evaluation.registry import Metric
 from aligntune.reporting import sections
+from aligntune.trainers.passes import cut
 
 Section = tuple[str, str, dict[str, Any]]
 """Kind, title, payload."""
 
 
 class RowCollator:
-    """Padded rows, and `row` [B] where the rows have it."""
+    """Padded rows; `row` [B] where the rows have it (those of an evaluation); else, with `micro_batch_tokens`, the `pieces` of a
+    training step, whose rows are padded to the longest of a piece."""
 
-    def __init__(self, collator: PaddedCollator) -> None:
-        self.collator = collator
+    def __init__(self, collator: PaddedCollator, micro_batch_tokens: int | None = None) -> None:
+        self.collator, self.micro_batch_tokens = collator, micro_batch_tokens
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = self.collator(rows)
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = dict(self.collator(rows))
         if "row" in rows[0]:
             batch["row"] = torch.as_tensor([row["row"] for row in rows])
+        elif self.micro_batch_tokens is not None:
+            lengths = [round_up(len(row["input_ids"]), self.collator.pad_to_multiple_of) for row in rows]
+            places = cut(lengths, self.micro_batch_tokens, padded=True)
+            batch["pieces"] = [self.collator([rows[at] for at in piece]) for piece in places]
         return batch
 
 

@@ -10,9 +10,10 @@ from torch.nn import functional
 from transformers import Trainer
 
 from aligntune.trainers.evaluating import LanguageModelEvaluation
+from aligntune.trainers.passes import StepsInPieces
 
 
-class ClassificationTrainer(LanguageModelEvaluation, Trainer):
+class ClassificationTrainer(StepsInPieces, LanguageModelEvaluation, Trainer):
     """Cross-entropy summed over the labels of a batch, divided by the number of labels in the whole optimiser batch.
 
     An evaluation gives the probabilities of each text `[B, C]`, or the class of each token and its probability `[B, T]`;
@@ -21,8 +22,9 @@ class ClassificationTrainer(LanguageModelEvaluation, Trainer):
 
     with_perplexity = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, micro_batch_tokens: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.micro_batch_tokens = micro_batch_tokens
         self.model_accepts_loss_kwargs = True
 
     def compute_loss(
@@ -33,10 +35,7 @@ class ClassificationTrainer(LanguageModelEvaluation, Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         labels = inputs["labels"]
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.float()
-        total = functional.cross_entropy(
-            logits.flatten(0, -2), labels.flatten(), reduction="sum", label_smoothing=self.args.label_smoothing_factor
-        )
+        logits, total = self._total(model, inputs)
         count = (labels != -100).sum()
         if not self.model.training:
             self._sums = self._sums + torch.stack([total, total, count.to(total.dtype)]).detach().double()
@@ -45,6 +44,17 @@ class ClassificationTrainer(LanguageModelEvaluation, Trainer):
             number = number / self.accelerator.num_processes
         loss = total / number.clamp(min=1)
         return (loss, said(logits, labels)) if return_outputs else loss
+
+    def share(self, model: Any, piece: dict[str, Any], number: Tensor | int) -> Tensor:
+        return self._total(model, piece)[1] / number
+
+    def _total(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Logits `[B, C]` or `[B, T, C]`, and the sum of their losses."""
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.float()
+        smoothing, labels = self.args.label_smoothing_factor, inputs["labels"].flatten()
+        return logits, functional.cross_entropy(
+            logits.flatten(0, -2), labels, reduction="sum", label_smoothing=smoothing
+        )
 
 
 def said(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from aligntune.models.forward import model_head, trunk_hidden
@@ -56,19 +55,6 @@ class Forward:
         log_probs = parts.pop(0)
         entropies = parts.pop(0) if entropy else None
         return Predictions(log_probs, entropies, parts.pop(0) if parts else None)
-
-
-def by_tokens(lengths: list[int], limit: int = MEASURED_TOKENS) -> list[Tensor]:
-    """Places of all rows in groups of at most `limit` tokens (at least one row), rows of like length together."""
-    groups: list[list[int]] = []
-    used = limit
-    for at in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if used + lengths[at] > limit:
-            groups.append([])
-            used = 0
-        groups[-1].append(at)
-        used += lengths[at]
-    return [torch.tensor(group) for group in groups]
 
 
 def scatter(target: Tensor, rows: Tensor, values: Tensor) -> None:

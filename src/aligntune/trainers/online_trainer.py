@@ -5,8 +5,8 @@ optimiser step trains on `per_device_batch_size * gradient_accumulation_steps` c
 samples `rollout_batch_size` prompts with `num_generations` completions each and serves
 `num_ppo_epochs * completions / (completions per step)` optimiser steps.
 
-Losses are shares of the whole optimiser batch (all micro-batches and processes), so that they do not depend on how it was
-cut. Nothing holds a [tokens, vocabulary] tensor.
+Losses are shares of the whole optimiser batch (all passes, micro-batches and processes), so that they do not depend on how it
+was cut. Nothing holds a [tokens, vocabulary] tensor.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from transformers import Trainer
 
 from aligntune.algorithms.base import AlgorithmSpec, ScoredRollouts
 from aligntune.algorithms.batch import Loss, Normalizers, combine_metrics
+from aligntune.models.forward import runs_padded
 from aligntune.trainers.critic import Critic, CriticUpdates
-from aligntune.trainers.online_forward import Forward, by_tokens, scatter
+from aligntune.trainers.online_forward import MEASURED_TOKENS, Forward, scatter
 from aligntune.trainers.online_metrics import Meter, of_all_processes, of_all_shares
 from aligntune.trainers.online_plan import Plan
 from aligntune.trainers.online_state import OnlineState, restore
 from aligntune.trainers.parallel import AutocastLoss
+from aligntune.trainers.passes import BoundedPasses, cut
 from aligntune.trainers.reference import Reference, SyncReference
 from aligntune.trainers.rollout import Rollout, fill_missing, length_mask, padded
 from aligntune.trainers.rollout_phase import Sampler, Scored
@@ -42,7 +44,7 @@ ALL_TRUNCATED = (
 )
 
 
-class OnlineTrainer(AutocastLoss, Trainer):
+class OnlineTrainer(BoundedPasses, AutocastLoss, Trainer):
     """`sampler` makes rollouts; `reference` and `critic` where the spec needs them; `held_out(step)` gives the metrics of an
     evaluation."""
 
@@ -53,6 +55,7 @@ class OnlineTrainer(AutocastLoss, Trainer):
     ) -> None:  # fmt: skip
         super().__init__(model, args, **kwargs)
         self.spec, self.settings, self.plan, self.sampler = spec, settings, plan, sampler
+        self.micro_batch_tokens = settings.micro_batch_tokens
         self.reference, self.critic, self.held_out = reference, critic, held_out
         self.needs = spec.needs(settings)
         self.temperature = sampler.params.temperature or 1.0
@@ -97,24 +100,32 @@ class OnlineTrainer(AutocastLoss, Trainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of the next micro-batch; a new phase first when the last one is used up."""
+        """Forward and backward of each piece of the next micro-batch; a new phase first when the last one is used up."""
         if self.rollout is None or self.done == self.plan.steps * self.plan.accumulation:
             self.begin_phase()
+        assert self.rollout is not None
         started = time.perf_counter()
         if self.done % self.plan.accumulation == 0:
             self._begin_step()
         model.train()
-        rows = self.order[self.done * self.plan.micro : (self.done + 1) * self.plan.micro]
-        with self.compute_loss_context_manager():
-            loss = self.loss_of(model, rows)
-        scale = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-        self.accelerator.backward(loss.value * self.accelerator.num_processes, **scale)
+        rows = self.rollout.with_loss(self.order[self.done * self.plan.micro : (self.done + 1) * self.plan.micro])
+        processes, values = self.accelerator.num_processes, []
+        for piece, counts in self.passes(model, self.pieces(rows, self.micro_batch_tokens)):
+            with self.compute_loss_context_manager():
+                loss = self.loss_of(model, piece)
+            value = loss.value * processes * counts
+            scale = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+            self.accelerator.backward(value, **scale)
+            values.append(value.detach())
+            if counts:
+                self._shares.append(loss.metrics)
+        read = int(self.rollout.lengths[rows].sum())
+        self.tokens += read
         self.done += 1
-        self._shares.append(loss.metrics)
-        self._update = (self._update[0] + time.perf_counter() - started, self._update[1])
+        self._update = (self._update[0] + time.perf_counter() - started, self._update[1] + read)
         if self.done % self.plan.accumulation == 0:
             self._end_step()
-        return loss.value.detach() * self.accelerator.num_processes
+        return torch.stack(values).sum()
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Held-out prompts, answered greedily: rewards, and the share answered right at the first attempt (pass@1)."""
@@ -137,7 +148,7 @@ class OnlineTrainer(AutocastLoss, Trainer):
         """Sample and score completions, and decide in which order they are trained on."""
         seed = self.args.seed + 7919 * (self.phase * self.args.world_size + self.args.process_index)
         self.model.eval()
-        scored = self.sampler.sample(self.plan.prompts, seed, self._agree)
+        scored = self.sampler.sample(self.plan.prompts, seed, self.agree)
         self.rollout = self._rollout(scored)
         self.phase, self.done, self._update = self.phase + 1, 0, (0.0, 0)
         generator = torch.Generator().manual_seed(self.args.seed + self.phase)
@@ -199,18 +210,17 @@ class OnlineTrainer(AutocastLoss, Trainer):
         rollout.ref_log_probs = torch.zeros(shape) if needs.reference else None
         if rollout.old_log_probs is None and rollout.ref_log_probs is None:
             return
-        lengths = [len(rollout.prompt_ids[at]) + len(rollout.completion_ids[at]) for at in rows.tolist()]
-        for places in by_tokens(lengths):
-            packed = rollout.packed(rows[places], self.args.device)
+        for part, _ in self.in_step(self.pieces(rows, MEASURED_TOKENS, rollout)):
+            packed = rollout.packed(part, self.args.device)
             with self.compute_loss_context_manager():
                 if rollout.old_log_probs is not None:
                     found = self.forward(self.model_wrapped, packed)
-                    scatter(rollout.old_log_probs, rows[places], packed.padded(found.log_probs))
+                    scatter(rollout.old_log_probs, part, packed.padded(found.log_probs))
                     if rollout.values is not None and found.values is not None:
-                        scatter(rollout.values, rows[places], packed.padded(found.values))
+                        scatter(rollout.values, part, packed.padded(found.values))
                 if rollout.ref_log_probs is not None and self.reference is not None:
                     reference = self.reference.log_probs(packed, self.temperature)
-                    scatter(rollout.ref_log_probs, rows[places], packed.padded(reference))
+                    scatter(rollout.ref_log_probs, part, packed.padded(reference))
 
     # A step ---------------------------------------------------------------------------------------------------------
 
@@ -226,13 +236,16 @@ class OnlineTrainer(AutocastLoss, Trainer):
     def loss_of(self, model: Any, rows: Tensor) -> Loss:
         """The loss share of the completions `rows` of this phase."""
         assert self.rollout is not None
-        rows = self.rollout.with_loss(rows)
         packed = self.rollout.packed(rows, self.args.device)
         new = self.forward(model, packed, entropy=True, entropy_grad=self.needs.entropy)
-        read = packed.input_ids.numel()
-        self.tokens += read
-        self._update = (self._update[0], self._update[1] + read)
         return self.spec.loss(self.rollout.batch(rows, packed, new), self.settings, self._totals)
+
+    def pieces(self, rows: Tensor, limit: int | None, rollout: Rollout | None = None) -> list[Tensor]:
+        """`rows` of this phase (or of `rollout`) in pieces of at most `limit` tokens each."""
+        phase = self.rollout if rollout is None else rollout
+        assert phase is not None
+        lengths = phase.lengths[rows].tolist()
+        return [rows[places] for places in cut(lengths, limit, padded=runs_padded(self.model))]
 
     def _end_step(self) -> None:
         """Metrics of the finished optimiser batch, over all processes."""
@@ -261,14 +274,6 @@ class OnlineTrainer(AutocastLoss, Trainer):
         total = value.to(self.args.device)
         distributed.all_reduce(total)
         return total.to(value.device)
-
-    def _agree(self, count: int) -> int:
-        """The largest count of any process."""
-        if self.accelerator.num_processes == 1:
-            return count
-        most = torch.tensor(count, device=self.args.device)
-        distributed.all_reduce(most, distributed.ReduceOp.MAX)
-        return int(most)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:

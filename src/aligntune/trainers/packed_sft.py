@@ -17,22 +17,27 @@ from aligntune.models.packed import PackedRows
 from aligntune.trainers.evaluating import LanguageModelEvaluation
 from aligntune.trainers.offloading import OffloadedActivations
 from aligntune.trainers.parallel import AutocastLoss
+from aligntune.trainers.passes import StepsInPieces, cut
 from aligntune.trainers.prefetching import PrefetchesBatches
 
 
-class PackedSFTTrainer(PrefetchesBatches, OffloadedActivations, AutocastLoss, LanguageModelEvaluation, Trainer):
-    """One padding-free forward a micro-batch; the head on trained tokens only, chunk by chunk.
+class PackedSFTTrainer(
+    PrefetchesBatches, StepsInPieces, OffloadedActivations, AutocastLoss, LanguageModelEvaluation, Trainer
+):
+    """One padding-free pass for each piece of a micro-batch; the head on trained tokens only, chunk by chunk.
 
     The loss is summed over trained tokens and divided by their number in the whole optimiser batch, so that it depends
-    neither on micro-batches nor on packing. Batches are those of `PackedRowsCollator`.
+    neither on micro-batches and their pieces nor on packing. Batches are those of `PackedRowsCollator`.
     """
 
-    def __init__(self, *args: Any, loss_type: str = "nll", **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, loss_type: str = "nll", micro_batch_tokens: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.loss_type = loss_type
+        self.loss_type, self.micro_batch_tokens = loss_type, micro_batch_tokens
         self.model_accepts_loss_kwargs = True
         if loss_type != "nll" or self.args.label_smoothing_factor:
-            self.token_nll = lambda model, inputs: packed_loss(model, inputs["rows"], reduction="sum")
+            self.token_nll = self._nll
 
     def compute_loss(
         self,
@@ -41,20 +46,34 @@ class PackedSFTTrainer(PrefetchesBatches, OffloadedActivations, AutocastLoss, La
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        loss = self._loss(model, inputs["rows"], num_items_in_batch)
-        if not self.model.training:
+        pieces, evaluates = inputs.get("pieces", [inputs]), not self.model.training
+        number = self._number(pieces, num_items_in_batch)
+        passes = self.in_step(pieces) if evaluates else [(piece, True) for piece in pieces]
+        loss = torch.stack([self.share(model, piece, number) * counts for piece, counts in passes]).sum()
+        if evaluates:
             self.count_loss(model, inputs, loss)
         return (loss, {}) if return_outputs else loss
 
-    def _loss(self, model: Any, rows: PackedRows, total: Tensor | int | None) -> Tensor:
-        number = torch.as_tensor(len(rows.targets) if total is None else total).clamp(min=1)
-        if total is not None and self.args.average_tokens_across_devices:
-            number = number / self.accelerator.num_processes
+    def _number(self, pieces: Sequence[dict[str, Any]], total: Tensor | int | None) -> Tensor:
+        """What a loss divides by: the trained tokens of the optimiser batch (averaged over processes), else of `pieces`."""
+        number = sum(len(piece["rows"].targets) for piece in pieces) if total is None else total
+        number = torch.as_tensor(number).clamp(min=1)
+        averaged = total is not None and self.args.average_tokens_across_devices
+        return number / self.accelerator.num_processes if averaged else number
+
+    def share(self, model: Any, piece: dict[str, Any], number: Tensor | int) -> Tensor:
+        rows, number = piece["rows"], torch.as_tensor(number)
         if self.loss_type == "nll":
             smoothing = self.args.label_smoothing_factor
             return packed_loss(model, rows, label_smoothing=smoothing, reduction="sum") / number
         log_probs = packed_log_probs(model, rows).log_probs
         return supervised_loss(self.loss_type, log_probs, torch.ones_like(log_probs), number)
+
+    def _nll(self, model: Any, inputs: dict[str, Any]) -> Any:
+        return sum(
+            packed_loss(model, piece["rows"], reduction="sum") * counts
+            for piece, counts in self.in_step(inputs["pieces"])
+        )
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         inputs = self._prepare_inputs(inputs)
@@ -65,12 +84,33 @@ class PackedSFTTrainer(PrefetchesBatches, OffloadedActivations, AutocastLoss, La
 
 @dataclass(frozen=True)
 class PackedRowsCollator:
-    """A batch: `rows`, laid out while the device still computes the last step, and `input_ids`, `labels` [1, T] for whoever
-    counts tokens."""
+    """A batch: `pieces` of at most `micro_batch_tokens`, each with its `rows`, laid out while the device still computes the
+    last step; and `input_ids`, `labels` [1, T] of all for whoever counts tokens.
+
+    Packed rows are cut between their documents. `padded`: the model reads rows padded to the longest of a piece.
+    """
 
     pad_to_multiple_of: int | None = None
+    micro_batch_tokens: int | None = None
+    padded: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        batch = PackedCollator(pad_to_multiple_of=self.pad_to_multiple_of)(rows)
-        packed = PackedRows.from_flat(batch["input_ids"], batch["position_ids"], batch["labels"])
-        return {"rows": packed, "input_ids": batch["input_ids"], "labels": batch["labels"]}
+        join = PackedCollator(pad_to_multiple_of=self.pad_to_multiple_of)
+        batch = join(rows)
+        parts = [batch] if self.micro_batch_tokens is None else [join(piece) for piece in self._pieces(rows)]
+        packed = [PackedRows.from_flat(part["input_ids"], part["position_ids"], part["labels"]) for part in parts]
+        pieces = [{"rows": part} for part in packed]
+        return {"pieces": pieces, "input_ids": batch["input_ids"], "labels": batch["labels"]}
+
+    def _pieces(self, rows: Sequence[Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
+        documents = _documents(rows)
+        lengths = [len(document["input_ids"]) for document in documents]
+        return [[documents[at] for at in piece] for piece in cut(lengths, self.micro_batch_tokens, padded=self.padded)]
+
+
+def _documents(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What of the rows attends to itself alone."""
+    batch = PackedCollator()(rows)
+    sizes = batch["cu_seq_lens_q"].diff().tolist()
+    parts = zip(batch["input_ids"][0].split(sizes), batch["labels"][0].split(sizes), strict=True)
+    return [{"input_ids": ids, "labels": labels} for ids, labels in parts]

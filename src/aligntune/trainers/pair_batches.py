@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aligntune.algorithms.batch import Normalizers, PairLogProbs
 from aligntune.models.packed import PackedRows
+from aligntune.trainers.passes import cut
 
 REF_COLUMNS = ("ref_chosen", "ref_rejected")
 """Columns of precomputed reference log-probabilities, one number per token of the answer."""
@@ -40,6 +41,24 @@ class Pairs:
     def tokens(self) -> int:
         """Tokens that a forward pass reads."""
         return sum(2 * len(p) + len(c) + len(r) for p, c, r in zip(self.prompts, self.chosen, self.rejected))
+
+    def pieces(self, limit: int | None, *, padded: bool = False) -> list[Pairs]:
+        """These pairs in pieces of at most `limit` tokens each (see `passes.cut`); a pair stays whole."""
+        chosen, rejected = (
+            [len(prompt) + len(answer) for prompt, answer in zip(self.prompts, answers)]
+            for answers in (self.chosen, self.rejected)
+        )
+        lengths = [2 * max(both) if padded else sum(both) for both in zip(chosen, rejected)]
+        return [self.select(places) for places in cut(lengths, limit, padded=padded)]
+
+    def select(self, places: Sequence[int]) -> Pairs:
+        """The pairs at these places, in that order."""
+
+        def at(lists: list[list[Any]]) -> list[list[Any]]:
+            return [lists[place] for place in places]
+
+        known = None if self.reference is None else (at(self.reference[0]), at(self.reference[1]))
+        return Pairs(at(self.prompts), at(self.chosen), at(self.rejected), known)
 
     def packed(self, device: torch.device) -> PackedRows:
         """2 B rows: the chosen sides, then the rejected ones. A prompt without tokens leaves its answer's first untrained."""

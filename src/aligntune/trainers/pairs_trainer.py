@@ -1,7 +1,7 @@
 """Preference pairs on `transformers.Trainer`: one packed forward for both sides, the loss of the whole optimiser batch.
 
-Both answers of every pair of a micro-batch lie in one padding-free row, and the head sees the answers' tokens only: nothing
-holds a [tokens, vocabulary] tensor. A loss is a share of the optimiser batch (all micro-batches and processes), so that it
+Both answers of every pair of a pass lie in one padding-free row, and the head sees the answers' tokens only: nothing holds a
+[tokens, vocabulary] tensor. A loss is a share of the optimiser batch (all passes, micro-batches and processes), so that it
 does not depend on how the batch was cut; the losses that compare pairs with each other get the log-probabilities of the
 whole batch from one pass without gradient.
 """
@@ -19,17 +19,19 @@ from transformers import Trainer, TrainerCallback
 from aligntune.algorithms.base import AlgorithmSpec
 from aligntune.algorithms.batch import Normalizers, PairLogProbs, combine_metrics
 from aligntune.algorithms.dpo import sequence_log_probs
+from aligntune.models.forward import runs_padded
 from aligntune.trainers.length_groups import GroupsByLength
 from aligntune.trainers.pair_batches import Pairs, Step
 from aligntune.trainers.pairs_evaluating import PairsEvaluation
 from aligntune.trainers.parallel import AutocastLoss, wait_for_all
+from aligntune.trainers.passes import BoundedPasses
 from aligntune.trainers.reference import Reference, SyncReference
 
 STATE = "reference.pt"
 """File in a checkpoint that holds a reference which synchronisation has moved."""
 
 
-class PairsTrainer(PairsEvaluation, GroupsByLength, AutocastLoss, Trainer):
+class PairsTrainer(BoundedPasses, PairsEvaluation, GroupsByLength, AutocastLoss, Trainer):
     """`reference` is None where the algorithm needs none, or all of its log-probabilities are in the rows."""
 
     def __init__(
@@ -44,8 +46,7 @@ class PairsTrainer(PairsEvaluation, GroupsByLength, AutocastLoss, Trainer):
     ) -> None:
         super().__init__(model, args, data_collator=Pairs.collate, **kwargs)
         self.set_algorithm(spec, settings, reference)
-        self.tokens_read = 0
-        """Tokens that this process has trained on."""
+        self.micro_batch_tokens = settings.micro_batch_tokens
         self._shares: list[dict[str, Tensor]] = []
         self._logged: list[dict[str, Tensor]] = []
         if settings.sync_ref_model and reference is not None:
@@ -57,38 +58,45 @@ class PairsTrainer(PairsEvaluation, GroupsByLength, AutocastLoss, Trainer):
     # transformers' hooks --------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], None]:
-        """The micro-batches of an optimiser step, each with what it must know of the others."""
+        """The micro-batches of an optimiser step in `pieces`, each with what it must know of the others."""
         batches: list[dict[str, Any]] = []
         for _ in range(num_batches):
             batch = next(epoch_iterator, None)
             if batch is None:
                 break
             batches.append(batch)
+        padded = runs_padded(self.model)
+        pieces = [batch["pairs"].pieces(self.micro_batch_tokens, padded=padded) for batch in batches]
         if batches:
-            steps = self._steps([batch["pairs"] for batch in batches])
-            batches = [{**batch, "step": step} for batch, step in zip(batches, steps)]
+            steps = iter(self._steps([piece for batch in pieces for piece in batch]))
+            batches = [
+                {**batch, "pieces": [(piece, next(steps)) for piece in own]} for batch, own in zip(batches, pieces)
+            ]
         return batches, None
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of a micro-batch; its value is a share of the optimiser batch's loss."""
+        """Forward and backward of each piece of a micro-batch; the sum of their shares of the optimiser batch's loss."""
         model.train()
-        processes = self.accelerator.num_processes
-        with self.compute_loss_context_manager():
-            loss = self.loss_of(model, inputs["pairs"], inputs["step"])
-        scale = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-        self.accelerator.backward(loss.value * processes, **scale)
-        self.tokens_read += inputs["pairs"].tokens
-        self._shares.append(loss.metrics)
+        processes, values = self.accelerator.num_processes, []
+        for (pairs, step), counts in self.passes(model, inputs["pieces"]):
+            with self.compute_loss_context_manager():
+                loss = self.loss_of(model, pairs, step)
+            value = loss.value * processes * counts
+            scale = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+            self.accelerator.backward(value, **scale)
+            values.append(value.detach())
+            if counts:
+                self._shares.append(loss.metrics)
         if self.accelerator.sync_gradients:
             self._logged.append(combine_metrics(self._shares))
             self._shares = []
-        return loss.value.detach() * processes
+        return torch.stack(values).sum()
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         """The loss of a batch by itself."""
         pairs = inputs["pairs"]
         with self.compute_loss_context_manager():
-            loss = self.loss_of(model, pairs, inputs.get("step") or self._steps([pairs])[0])
+            loss = self.loss_of(model, pairs, self._steps([pairs])[0])
         return (loss.value, loss.metrics) if return_outputs else loss.value
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -112,7 +120,7 @@ class PairsTrainer(PairsEvaluation, GroupsByLength, AutocastLoss, Trainer):
     # A step ---------------------------------------------------------------------------------------------------------
 
     def _steps(self, batches: Sequence[Pairs]) -> list[Step]:
-        """Counts over the optimiser batch of all processes and, for losses that compare pairs, its log-probabilities."""
+        """For each of this process's pieces: counts over the optimiser batch of all processes and, for losses that compare pairs, its log-probabilities."""
         counts = torch.tensor(
             [
                 sum(map(len, batches)),
@@ -134,7 +142,11 @@ class PairsTrainer(PairsEvaluation, GroupsByLength, AutocastLoss, Trainer):
     def _whole(self, batches: Sequence[Pairs]) -> tuple[PairLogProbs, int]:
         """Sequence log-probabilities of the optimiser batch, and where this process's begin."""
         with self.compute_loss_context_manager():
-            parts = [sequence_log_probs(self.batch(self.model_wrapped, pairs), self.settings) for pairs in batches]
+            found = [
+                (sequence_log_probs(self.batch(self.model_wrapped, pairs), self.settings), counts)
+                for pairs, counts in self.in_step(batches)
+            ]
+        parts = [part for part, counts in found if counts]
         mine = PairLogProbs.cat(parts)
         if self.accelerator.num_processes == 1:
             return mine, 0

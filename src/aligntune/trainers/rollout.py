@@ -44,6 +44,11 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.completion_ids)
 
+    @property
+    def lengths(self) -> Tensor:
+        """[B] tokens of prompt and completion."""
+        return torch.tensor([len(prompt) + len(ids) for prompt, ids in zip(self.prompt_ids, self.completion_ids)])
+
     def counts(self, rows: Tensor, max_completion_length: int) -> Normalizers:
         """What the losses of an optimiser batch of these rows divide by."""
         sequences, tokens = self.counted[rows].sum(), self.loss_mask[rows].sum()
@@ -55,8 +60,7 @@ class Rollout:
         kept = rows[self.loss_mask[rows].any(1)]
         if len(kept):
             return kept
-        lengths = torch.tensor([len(self.prompt_ids[at]) + len(self.completion_ids[at]) for at in rows.tolist()])
-        return rows[lengths.argmin()][None]
+        return rows[self.lengths[rows].argmin()][None]
 
     def packed(self, rows: Tensor, device: torch.device) -> PackedRows:
         """Prompts and completions of these rows, the completions trained."""

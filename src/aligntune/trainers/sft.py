@@ -24,7 +24,7 @@ from aligntune.data.examples import TextExample
 from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, evaluation_row
 from aligntune.evaluation.evaluator import AnswerEvaluator
 from aligntune.evaluation.registry import check_best_metric, metrics_from_config
-from aligntune.models.forward import check_packed, use_padding
+from aligntune.models.forward import check_packed, runs_padded, use_padding
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
 from aligntune.trainers.answering import generator_of
 from aligntune.trainers.keeping import keeping_callbacks
@@ -233,6 +233,7 @@ def native_sft_trainer(session: SFTSession, callbacks: Sequence[Any]) -> Any:
         logger.info("rows are padded: %s", problem)
         use_padding(session.model)
     compile_model(session)
+    budget = session.config.train.micro_batch_tokens
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         arguments = training_arguments(
@@ -242,7 +243,10 @@ def native_sft_trainer(session: SFTSession, callbacks: Sequence[Any]) -> Any:
             session.model,
             arguments,
             loss_type=session.config.train.loss_type,
-            data_collator=PackedRowsCollator(session.config.train.pad_to_multiple_of),
+            micro_batch_tokens=budget,
+            data_collator=PackedRowsCollator(
+                session.config.train.pad_to_multiple_of, budget, padded=runs_padded(session.model)
+            ),
             train_dataset=session.train_rows,
             eval_dataset=session.eval_rows,
             processing_class=session.tokenizer,

@@ -20,7 +20,6 @@ from aligntune.config.algorithms import DAPOConfig, GRPOConfig, PPOConfig
 from aligntune.errors import ConfigError
 from aligntune.rewards import RewardSet
 from aligntune.rollouts.base import Rollouts, SamplingParams
-from aligntune.trainers.online_forward import by_tokens
 from aligntune.trainers.online_metrics import Meter
 from aligntune.trainers.online_plan import Plan, make_plan
 from aligntune.trainers.prompt_stream import PromptStream
@@ -244,10 +243,6 @@ def test_what_the_losses_divide_by():
 def test_rows_without_loss_are_not_run_but_one_row_stays():
     assert rollout().with_loss(torch.tensor([1, 0, 2])).tolist() == [0]
     assert rollout().with_loss(torch.tensor([1, 2])).tolist() == [2]  # the shorter of the two
-
-
-def test_rows_are_measured_in_groups_of_like_length():
-    assert [group.tolist() for group in by_tokens([4, 1, 9, 2, 3], limit=6)] == [[1, 3, 4], [0], [2]]
 
 
 def test_the_meter_knows_means_extremes_and_sums():

@@ -64,5 +64,7 @@ def _own(run: Run) -> str | None:
     """A setting that only our own trainers have, or None."""
     if run.train.optimizer in SPLIT_OPTIMIZERS:
         return f"does not know optimizer {run.train.optimizer}"
+    if run.train.micro_batch_tokens is not None:
+        return "does not cut batches by tokens (micro_batch_tokens)"
     given = run.model.compile or run.model.selective_checkpointing != "off"
     return "does not compile decoder layers (compile, selective_checkpointing)" if given else None
