@@ -148,6 +148,21 @@ def _report_writes(rank: int, outputs: list[str]) -> None:
     sys.addaudithook(heard)
 
 
+def _counted_passes() -> list[int]:
+    """Filled with the number of pieces of each micro-batch that is trained on."""
+    from aligntune.trainers.passes import BoundedPasses
+
+    counts: list[int] = []
+    plain = BoundedPasses.passes
+
+    def passes(self: Any, model: Any, pieces: Any) -> Any:
+        counts.append(len(pieces))
+        return plain(self, model, pieces)
+
+    BoundedPasses.passes = passes  # type: ignore[assignment]
+    return counts
+
+
 def main(file: str, rank: int, ranks: int) -> None:
     import torch
 
@@ -156,6 +171,7 @@ def main(file: str, rank: int, ranks: int) -> None:
 
     phases = json.loads(Path(file).read_text())
     _same_completions_on_any_rank()
+    passes = _counted_passes()
     _report_writes(rank, [case["config"]["logging"]["output_dir"] for phase in phases for case in phase["cases"]])
     for phase in phases:
         cases, alone = phase["cases"], phase["world"] == 1
@@ -166,8 +182,10 @@ def main(file: str, rank: int, ranks: int) -> None:
         _enter(phase, 0 if alone else rank)
         for case in cases:
             begin = time.monotonic()
+            passes.clear()
             session = create_trainer(case["config"])
             session.train(**case.get("train", {}))
+            print(f"passes {case['config']['logging']['output_dir']} {passes}")
             print(f"done {case['config']['logging']['output_dir']} {time.monotonic() - begin:.1f} s", flush=True)
 
 

@@ -26,7 +26,13 @@ SFT = ["sft-native", "sft-trl", "sft_lora-native"]
 RL = ["dpo-native", "dpo-trl", "dpo_sync-native", "grpo-native", "grpo-trl", "ppo-native", "dapo-native"]
 SHARDED = [*SFT, *(name for name in RL if name != "grpo-trl")]
 """TRL's GRPO generates with the policy itself, whose shards our told completions do not gather."""
-EVERY = [*((name, "ddp") for name in [*SFT, *RL]), *((name, "fsdp2") for name in SHARDED)]
+CUT = {"sft-native": 73, "dpo-native": 132, "grpo-native": 71}
+"""Most tokens of a pass, with which the two ranks cut some batch into different numbers of pieces."""
+EVERY = [
+    *((name, "ddp") for name in [*SFT, *RL]),
+    *((name, "fsdp2") for name in SHARDED),
+    *((name, f"cut_{layout}") for name in CUT for layout in ("ddp", "fsdp2")),
+]
 LORA = {"peft_enabled": True, "lora_rank": 4, "lora_dropout": 0.0}
 Finished = tuple[Path, list[str]]
 
@@ -48,6 +54,9 @@ def finished(
             algorithm, train = "dpo", {"sync_ref_model": True, "ref_model_sync_steps": 1, **train}
         return rl_config(algorithm, out, world, backend, **train)
 
+    def cut(layout: str) -> list[dict[str, Any]]:
+        return [config(name, f"cut_{layout}", micro_batch_tokens=tokens) for name, tokens in CUT.items()]
+
     def resumed(layout: str, of: str, world: int = 2) -> dict[str, Any]:
         """A run in a folder of its own that goes on from the second step of another."""
         checkpoint = folder / f"sft-native-{of}" / "checkpoints" / "checkpoint-2"
@@ -59,9 +68,9 @@ def finished(
 
     phases = [
         phase(1, False, [config(name, "one", 1) for name in [*SFT, *RL]]),
-        phase(2, False, [*(config(name, "ddp") for name in [*SFT, *RL]), resumed("one_then_ddp", "one"),
+        phase(2, False, [*(config(name, "ddp") for name in [*SFT, *RL]), *cut("ddp"), resumed("one_then_ddp", "one"),
                          config("dapo-native", "dropping") | {"rewards": [{"type": f"{ranks.__file__}:only_some"}]}]),
-        phase(2, True, [config(name, "fsdp2") for name in SHARDED]),
+        phase(2, True, [*(config(name, "fsdp2") for name in SHARDED), *cut("fsdp2")]),
         phase(1, True, [config("sft-native", "fsdp2_alone", 1), resumed("fsdp2_then_alone", "fsdp2", 1)]),
         phase(2, True, [resumed("fsdp2_alone_then_two", "fsdp2_alone")]),
     ]  # fmt: skip
@@ -90,6 +99,25 @@ def test_two_processes_equal_one(finished: Finished, name: str, layout: str) -> 
     for key, weight in weights(one).items():
         torch.testing.assert_close(trained[key], weight, rtol=0, atol=1e-4)
     assert (two / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("layout", ["cut_ddp", "cut_fsdp2"])
+def test_ranks_cut_their_own_batches(finished: Finished, name: str, layout: str) -> None:
+    """Some batches in one piece, some in two, and not the same on both ranks: they had to wait for each other. No token is
+    counted twice."""
+    folder, outputs = finished
+    (one,), (other,) = (
+        [
+            json.loads(line.rpartition(f"{name}-{layout} ")[2])
+            for line in output.splitlines()
+            if f"{name}-{layout} [" in line
+        ]
+        for output in outputs
+    )
+    assert set(one) | set(other) == {1, 2}
+    assert one != other
+    assert metrics(folder / f"{name}-{layout}", "num_tokens") == metrics(folder / f"{name}-one", "num_tokens")
 
 
 @pytest.mark.parametrize("name", ["grpo-native", "grpo-trl", "ppo-native", "dapo-native"])

@@ -44,6 +44,10 @@ def loss(session: Any) -> float:
     return round(float(trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader()))).detach()), 6)
 
 
+def pieces(session: Any) -> int:
+    return len(next(iter(session.build_trainer().get_train_dataloader()))["pieces"])
+
+
 TEXT = {"dataset.task_type": "text_classification"}
 WORDS = {"dataset.task_type": "token_classification"}
 EVAL = {"eval_dataset": {"name": "ROWS"}}
@@ -57,6 +61,7 @@ CASES = [
     Case("train.eval_accumulation_steps", 2, argument("eval_accumulation_steps"), base=TEXT),
     Case("train.metric_for_best_model", "eval_f1_macro", argument("metric_for_best_model"), base=TEXT | EVAL),
     Case("train.per_device_batch_size", 3, argument("per_device_train_batch_size"), base=TEXT),
+    Case("train.micro_batch_tokens", 4, pieces, base=TEXT | {"train.per_device_batch_size": 4}, against=100),
 ]  # fmt: skip
 
 

@@ -111,6 +111,13 @@ def loss(s: Any) -> float:
     return round(float(trainer.compute_loss(trainer.model.train(), batch).detach()), 5)
 
 
+def pieces(s: Any) -> int:
+    """Of the first micro-batch."""
+    trainer = s.build_trainer()
+    (batch,), _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, trainer.args.device)
+    return len(batch["pieces"])
+
+
 def mode(s: Any) -> Any:
     reference = s.build_trainer().reference
     return None if reference is None else reference.mode
@@ -249,6 +256,7 @@ CASES: list[Case] = [
     Case("train.per_device_batch_size", 3, arg("per_device_train_batch_size")),
     Case("train.per_device_eval_batch_size", 3, arg("per_device_eval_batch_size")),
     Case("train.gradient_accumulation_steps", 3, arg("gradient_accumulation_steps")),
+    Case("train.micro_batch_tokens", 64, pieces, base={"train.per_device_batch_size": 4}),
     Case("train.max_steps", 3, arg("max_steps")),
     Case("train.epochs", 2, arg("num_train_epochs")),
     Case("train.eval_interval", 1, trail, base=EVAL | SHORT | {"train.eval_strategy": "steps"}, against=2),

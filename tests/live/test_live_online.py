@@ -146,6 +146,12 @@ def loss(s: Any) -> float:
     return round(float(trainer.training_step(trainer.model, {})), 6)
 
 
+def pieces(s: Any) -> int:
+    """Of the first micro-batch."""
+    trainer = phase(s)
+    return len(trainer.pieces(trainer.order[: trainer.plan.micro], trainer.micro_batch_tokens))
+
+
 def mode(s: Any) -> Any:
     reference = s.build_trainer().reference
     return None if reference is None else reference.mode
@@ -280,6 +286,7 @@ CASES: list[Case] = [
     Case("train.per_device_batch_size", 4, arg("per_device_train_batch_size")),
     Case("train.per_device_eval_batch_size", 3, lambda s: s.held_out().batch_size, base=EVAL),
     Case("train.gradient_accumulation_steps", 3, arg("gradient_accumulation_steps")),
+    Case("train.micro_batch_tokens", 64, pieces),
     Case("train.max_steps", 3, arg("max_steps")),
     Case("train.epochs", 3, arg("max_steps")),
     Case("train.eval_interval", 1, trail, base=EVAL | SHORT, against=2),

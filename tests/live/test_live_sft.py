@@ -99,6 +99,11 @@ def batch(s: Any) -> Any:
     }
 
 
+def pieces(s: Any) -> int:
+    """Of the first training batch; TRL's batches have none."""
+    return len(next(iter(s.build_trainer().get_train_dataloader())).get("pieces", ()))
+
+
 def loss(s: Any) -> float:
     """The loss of the first training batch."""
     trainer = s.build_trainer()
@@ -206,6 +211,7 @@ CASES: list[Case] = [
     # train
     Case("train.per_device_batch_size", 3, arg("per_device_train_batch_size")),
     Case("train.gradient_accumulation_steps", 3, arg("gradient_accumulation_steps")),
+    Case("train.micro_batch_tokens", 64, pieces, base={"train.per_device_batch_size": 4}),
     Case("train.max_steps", 3, arg("max_steps")),
     Case("train.epochs", 1, arg("num_train_epochs")),
     Case("train.learning_rate", 1e-3, arg("learning_rate")),

@@ -259,6 +259,40 @@ def test_offloaded_activations_are_said_not_to_be_counted(qwen: Path) -> None:
     assert any("with activation_offloading expect less" in note for note in moved.situation.notes)
 
 
+def test_a_batch_that_is_cut_needs_what_a_pass_needs(qwen: Path) -> None:
+    """Rows of at most 2,048 tokens, 32 of them: the peak is that of the longest pass with gradients of earlier ones."""
+
+    def batch(algorithm: str = "sft", tokens: int | None = None, **train: Any) -> tuple[int, int, int | None]:
+        train = {"per_device_batch_size": 32, "micro_batch_tokens": tokens} | train
+        found = make_plan(run(qwen, algorithm, train=train)).situation.training.batch
+        return found.tokens, found.predicted, found.cut_from
+
+    assert batch() == batch(tokens=65536) == (65536, 65536, None)
+    assert batch(tokens=16384) == (16384, 16384, 65536)
+    assert batch(tokens=100) == (2048, 2048, 65536)  # no row is cut
+    assert batch("dpo", 100, max_target_length=256) == (2048, 2048, 65536)  # a pair of two answers of 1,024 tokens
+    assert batch("dpo", 16384, max_target_length=128) == (16384, 8192, 65536)  # all of the answers, at most
+    assert batch("grpo", 4096, max_prompt_length=512, max_completion_length=100) == (4096, 3200, 32 * 612)
+    tagged = {"dataset": {"task_type": "token_classification"}}
+    classes = make_plan(run(qwen, train={"per_device_batch_size": 32, "micro_batch_tokens": 5000}, **tagged))
+    assert classes.situation.training.batch.tokens == 4096  # whole rows, since they are padded
+    cut = make_plan(run(qwen, train={"per_device_batch_size": 32, "micro_batch_tokens": 16384}))
+    same = make_plan(run(qwen, train={"per_device_batch_size": 8, "gradient_accumulation_steps": 4}))
+    assert cut.moments == same.moments
+    assert cut.steps.tokens_per_step == same.steps.tokens_per_step == 65536
+    assert cut.steps.global_batch == 32
+
+
+def test_advice_cuts_passes_first_while_they_are_long(qwen: Path) -> None:
+    """Passes of at least 16,384 tokens come first, shorter ones after what layers recompute."""
+    config = run(qwen, train={"per_device_batch_size": 64}, model={"gradient_checkpointing": True})
+    assert changes(config, 16) == [("train.micro_batch_tokens=32768",)]
+    plain = run(qwen, "grpo", train={"per_device_batch_size": 64}, model={"use_peft": False, "gradient_checkpointing": False})  # fmt: skip
+    assert changes(plain, 20) == [("train.micro_batch_tokens=16384",), ("model.selective_checkpointing=mlp",)]
+    lora = run(qwen, train={"per_device_batch_size": 8}, model={"peft_enabled": True, "gradient_checkpointing": True})
+    assert changes(lora, make_plan(lora).needs / GIB - 0.2) == [("train.micro_batch_tokens=8192",)]
+
+
 def test_what_is_compiled(qwen: Path) -> None:
     def kept(algorithm: str, **sections: Any) -> str | None:
         return make_plan(run(qwen, algorithm, **{"backend": "native"} | sections)).situation.training.compiled

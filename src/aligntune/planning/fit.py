@@ -20,6 +20,8 @@ ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_apex_fused", "adamw_split")
 """The same update: `adamw_split_bf16` may take their place."""
 LEAST = 0.01
 """A change that saves less than this share of the peak is not worth a setting."""
+LONG = 16_384
+"""Tokens of a pass with which the speeds in `docs/performance.md` were measured: longer ones are not needed for speed."""
 Planner = Callable[[list[str]], Situation]
 """The situation of the run with these overrides more."""
 Need = Callable[[Situation], float]
@@ -194,6 +196,25 @@ def _micro(now: Situation) -> Iterator[Proposal]:
         yield (*overrides, *group), "shorter matrix products; the same optimiser step"
 
 
+def _long_passes(now: Situation) -> Iterator[Proposal]:
+    for tokens in _halves(now, LONG):
+        yield (f"train.micro_batch_tokens={tokens}",), "more passes, long ones still; the same optimiser step"
+
+
+def _short_passes(now: Situation) -> Iterator[Proposal]:
+    for tokens in _halves(now, 1):
+        yield (f"train.micro_batch_tokens={tokens}",), "shorter matrix products; the same optimiser step"
+
+
+def _halves(now: Situation, least: int) -> Iterator[int]:
+    """Of the tokens of a pass, down to `least`, or to the longest row or pair."""
+    batch = now.training.batch
+    tokens, least = batch.tokens, max(least, batch.micro // now.run.train.per_device_batch_size)
+    while now.backend == "native" and tokens > least:
+        tokens = max(least, tokens // 2)
+        yield tokens
+
+
 def _eight_bit(now: Situation) -> Iterator[Proposal]:
     if now.run.train.optimizer.startswith("adamw_torch"):
         yield ("train.optimizer=adamw_8bit",), "states rounded to 8 bits; needs the extra quant"
@@ -227,5 +248,5 @@ def _shorter(now: Situation) -> Iterator[Proposal]:
 
 
 KINDS: tuple[Kind, ...] = (
-    _fused, _half, _selective, _split, _checkpointing, _precomputed, _micro, _eight_bit, _lora, _four_bit, _shorter,
+    _fused, _half, _long_passes, _selective, _split, _checkpointing, _precomputed, _short_passes, _micro, _eight_bit, _lora, _four_bit, _shorter,
 )  # fmt: skip

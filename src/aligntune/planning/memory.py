@@ -69,6 +69,13 @@ class Batch:
     """Tokens of the longest row; with a mask, of the whole row that it spans."""
     masked: bool = False
     """Whether attention gets a mask (padded rows, or packed rows under transformers' own sdpa): it is saved in every layer."""
+    cut_from: int | None = None
+    """Tokens of the micro-batch, where `micro_batch_tokens` cuts it into several passes."""
+
+    @property
+    def micro(self) -> int:
+        """Tokens of the micro-batch."""
+        return self.tokens if self.cut_from is None else self.cut_from
 
 
 @dataclass(frozen=True)

@@ -78,13 +78,15 @@ def situation(run: Run, card: float | None = None) -> Situation:
         optimizer = "adamw_torch"
     packed = backend == "native" and not _classifies(run)
     batch, head = _batch(run, shape, packed, attention), _head(run, packed)
+    if batch.cut_from is not None:
+        notes.append(f"batches of {batch.cut_from:,} tokens in passes of at most {batch.tokens:,} (micro_batch_tokens)")
     compiled = what_compiled_layers_keep(run, shape) if packed else None
     if compiled is not None:
         notes.append("compiled layers (a C compiler is there)")
     training = Training(
         shape, batch, head, model.lora, compute, trained=2 if optimizer in SPLIT_OPTIMIZERS else 4, compiled=compiled,
         quantised=_quantised(model.quantization), optimizer=optimizer, checkpointing=model.gradient_checkpointing,
-        accumulates=accumulation > 1, eager=attention == "eager",
+        accumulates=accumulation > 1 or batch.cut_from is not None, eager=attention == "eager",
         repeats_keys=attention == "varlen" and not batch.masked and not _varlen_groups(), value=_value_model(run),
         weight_shards=processes if strategy in ("fsdp2", "zero3") else 1,
         state_shards=processes if strategy in ("fsdp2", "zero2", "zero3") else 1,
@@ -150,7 +152,7 @@ def _classifies(run: Run) -> bool:
 
 
 def _batch(run: Run, shape: Shape, packed: bool, attention: str) -> Batch:
-    """The longest forward pass: every row at its cap."""
+    """The longest pass: every row at its cap, as many as `micro_batch_tokens` allows."""
     train, bound = run.train, run.model.max_seq_length
     rows, longest, predicted = train.per_device_batch_size, bound, bound
     joined = packed
@@ -163,12 +165,18 @@ def _batch(run: Run, shape: Shape, packed: bool, attention: str) -> Batch:
     else:
         predicted = run.train.max_completion_length
         longest = prompt_budget(run) + predicted
-    masked = not joined and attention in ("varlen", "sdpa") and rows > 1
-    if (
-        joined and attention in ("sdpa", "eager") and rows > 1
-    ):  # transformers' own kernels see one row with a mask of blocks
-        return Batch(rows * longest, rows * predicted, rows * longest, attention == "sdpa")
-    return Batch(rows * longest, rows * predicted, longest, masked)
+    tokens, whole = rows * longest, rows * longest
+    if train.micro_batch_tokens is not None:
+        least = 2 * longest if run.algorithm is AlgorithmType.DPO else longest  # a pair stays whole
+        room = max(train.micro_batch_tokens, least)
+        tokens = min(whole, room if joined else room // least * least)
+    several, cut_from = tokens > longest, whole if tokens < whole else None
+    predicted = min(rows * predicted, tokens)
+    masked = not joined and attention in ("varlen", "sdpa") and several
+    if joined and attention in ("sdpa", "eager") and several:
+        # transformers' own kernels see one row with a mask of blocks
+        return Batch(tokens, predicted, tokens, attention == "sdpa", cut_from)
+    return Batch(tokens, predicted, longest, masked, cut_from)
 
 
 def prompt_budget(run: RLRunConfig) -> int:

@@ -76,7 +76,7 @@ def count_steps(run: SFTRunConfig | RLRunConfig, training: Training, processes: 
         if checkpoints is None or schedule.save_total_limit is None
         else min(checkpoints, schedule.save_total_limit)
     )
-    tokens = training.batch.tokens * train.gradient_accumulation_steps * processes
+    tokens = training.batch.micro * train.gradient_accumulation_steps * processes
     return Steps(
         rows,
         sequences,
