@@ -15,6 +15,7 @@ from aligntune.config.rewards import RewardModelSourceConfig, RewardModelTrainin
 from aligntune.config.rl import ModelConfig
 from aligntune.errors import AlignTuneError, ConfigError
 from aligntune.rewards.model import load
+from aligntune.trainers.passes import BoundedPasses
 from aligntune.trainers.reward_model import label_texts, train_on_texts
 from aligntune.trainers.reward_source import reward_model_of
 from live.cases import Case, observed, session
@@ -90,6 +91,16 @@ def trail(name: str, split: str = "train") -> Any:
     return lambda config: [row[name] for row in trained(config)["rows"] if row["split"] == split]
 
 
+def passes(config: RewardModelTrainingConfig) -> list[int]:
+    """Of each micro-batch."""
+    found: list[int] = []
+    plain = BoundedPasses.passes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoundedPasses, "passes", lambda s, m, pieces: found.append(len(pieces)) or plain(s, m, pieces))
+        train_on_texts(config, overwrite=True)
+    return found
+
+
 REFERENCED = {"reward_functions": ["fuzzy_match"]}
 TRAINING = [
     Case("base_model_name", "@other", scores),
@@ -102,6 +113,7 @@ TRAINING = [
     Case("learning_rate", 1e-3, trail("learning_rate")),
     Case("batch_size", 4, trail("step")),
     Case("gradient_accumulation_steps", 2, trail("step")),
+    Case("micro_batch_tokens", 12, passes),
     Case("max_length", 4, scores),
     Case("eval_interval", 2, trail("step", "eval")),
 ]

@@ -111,6 +111,9 @@ def train(
     learning_rate: float = 1e-5,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     gradient_accumulation_steps: Annotated[int, typer.Option(min=1)] = 1,
+    micro_batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Pairs: most tokens of a pass; longer batches are cut.")
+    ] = None,
     max_length: Annotated[int, typer.Option(min=1)] = 1024,
     lora_rank: Annotated[int | None, typer.Option(min=1, help="Pairs: train a LoRA adapter of this rank.")] = None,
     centering: Annotated[float, typer.Option(min=0, help="Pairs: weight of (r_chosen + r_rejected)^2.")] = 0.0,
@@ -151,7 +154,7 @@ def train(
         lora = None if lora_rank is None else LoraSettings(lora_rank, 2 * lora_rank, 0.0, None, False)
         settings = RewardTraining(
             base, output, epochs, learning_rate, batch_size, gradient_accumulation_steps, max_length, lora,
-            eval_interval=eval_interval, centering=centering, **common,
+            micro_batch_tokens=micro_batch_tokens, eval_interval=eval_interval, centering=centering, **common,
         )  # fmt: skip
         done = train_on_pairs(_pairs(pairs or "", limit), settings, source=pairs)
     print("  ".join(f"{name} {value:.4g}" for name, value in done.metrics.items()))

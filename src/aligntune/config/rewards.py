@@ -52,6 +52,9 @@ class RewardModelTrainingConfig(Section):
     """Texts per forward pass."""
     gradient_accumulation_steps: Count = 4
     """Forward passes per optimiser step."""
+    micro_batch_tokens: Count | None = None
+    """Most tokens of one forward and backward pass, padding included: a batch that holds more is cut into passes, with the same
+    optimiser step. (Addition.)"""
     max_length: Count = 512
     """Longest text in tokens; longer ones lose their beginning."""
     eval_interval: Count | None = None

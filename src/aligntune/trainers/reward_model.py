@@ -71,6 +71,8 @@ class RewardTraining:
     learning_rate: float = 1e-5
     batch_size: int = 8
     gradient_accumulation_steps: int = 4
+    micro_batch_tokens: int | None = field(default=None, kw_only=True)
+    """Most tokens of a forward and backward pass, padding included; a longer batch is cut into several."""
     max_length: int = 512
     lora: LoraSettings | None = None
     held_out: float = 0.1
@@ -122,7 +124,8 @@ def train_on_texts(config: RewardModelTrainingConfig, *, tokenizer: Any = None, 
     """
     settings = RewardTraining(
         config.base_model_name, config.output_dir, config.num_epochs, config.learning_rate, config.batch_size,
-        config.gradient_accumulation_steps, config.max_length, **{"eval_interval": config.eval_interval} | options,
+        config.gradient_accumulation_steps, config.max_length, micro_batch_tokens=config.micro_batch_tokens,
+        **{"eval_interval": config.eval_interval} | options,
     )  # fmt: skip
     texts, labels = label_texts(config)
     mean = math.fsum(labels) / len(labels)
@@ -261,7 +264,8 @@ def _train(settings: RewardTraining, judge: RewardModel, task: _Task) -> Trained
         trainer = RewardTrainer(
             judge.model, _arguments(settings, run.checkpoints), row_losses=task.losses, measure=measure,
             train_dataset=[task.rows[at] for at in kept], eval_dataset=[task.rows[at] for at in held],
-            data_collator=RewardCollator(judge.tokenizer), processing_class=judge.tokenizer,
+            data_collator=RewardCollator(judge.tokenizer, settings.micro_batch_tokens),
+            micro_batch_tokens=settings.micro_batch_tokens, processing_class=judge.tokenizer,
             callbacks=[EvaluatesLast()],
         )  # fmt: skip
         attach_recorder(trainer, recorder, run)

@@ -1,7 +1,7 @@
 """How does a reward model learn and how is it measured while it does? One loss per row, summed over the optimiser batch.
 
 Losses are divided by the rows of the whole optimiser batch, so that a step of 8 rows is the same step however it is cut:
-2 x 4, or 5 and a last short micro-batch of 3. An evaluation is the model scoring the rows held out, as it will score later.
+2 x 4, or 5 and a last short micro-batch of 3, or passes of so many tokens. An evaluation is the model scoring the rows held out, as it will score later.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
+
+from aligntune.trainers.passes import StepsInPieces, cut
 
 RowLosses = Callable[[Tensor, Tensor], Tensor]
 """(scores [B] or [2B], labels [B]) -> losses [B]."""
@@ -34,14 +36,15 @@ def pair_losses(scores: Tensor, margins: Tensor, centering: float = 0.0) -> Tens
     return losses + centering * (chosen + rejected).square() if centering else losses
 
 
-class RewardTrainer(Trainer):
+class RewardTrainer(StepsInPieces, Trainer):
     """`row_losses` is the loss of each row; `measure` gives the metrics of the rows held out, without `eval_`."""
 
     def __init__(
-        self, *args: Any, row_losses: RowLosses, measure: Callable[[], dict[str, float]], **kwargs: Any
-    ) -> None:
+        self, *args: Any, row_losses: RowLosses, measure: Callable[[], dict[str, float]],
+        micro_batch_tokens: int | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
-        self.row_losses, self.measure = row_losses, measure
+        self.row_losses, self.measure, self.micro_batch_tokens = row_losses, measure, micro_batch_tokens
         self.model_accepts_loss_kwargs = True  # else the Trainer divides once more, by the number of micro-batches
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
@@ -53,10 +56,14 @@ class RewardTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: int | None = None
     ) -> Any:
         labels = inputs["labels"]
-        read = {name: value for name, value in inputs.items() if name != "labels"}
+        read = {name: value for name, value in inputs.items() if name not in ("labels", "pieces")}
         scores = model(**read).logits.float()[:, 0]
         loss = self.row_losses(scores, labels).sum() / (num_items_in_batch or len(labels))
         return (loss, {"scores": scores}) if return_outputs else loss
+
+    def share(self, model: Any, piece: dict[str, Any], number: Tensor | int) -> Tensor:
+        loss: Tensor = self.compute_loss(model, piece, num_items_in_batch=int(number))
+        return loss
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -80,13 +87,24 @@ class EvaluatesLast(TrainerCallback):
 
 
 class RewardCollator:
-    """Texts -> [B, T]; pairs -> [2B, T], all chosen before all rejected. `labels` [B]: the label, or the pair's margin."""
+    """Texts -> [B, T]; pairs -> [2B, T], all chosen before all rejected. `labels` [B]: the label, or the pair's margin.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    With `micro_batch_tokens` also the `pieces` of the batch, as batches, whose texts are padded to the longest of a piece.
+    """
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def __init__(self, tokenizer: Any, micro_batch_tokens: int | None = None) -> None:
+        self.tokenizer, self.micro_batch_tokens = tokenizer, micro_batch_tokens
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         sides = ("chosen", "rejected") if "chosen" in rows[0] else ("text",)
+        batch: dict[str, Any] = dict(self._batch(rows, sides))
+        if self.micro_batch_tokens is not None:
+            lengths = [len(sides) * max(len(row[side]["input_ids"]) for side in sides) for row in rows]
+            places = cut(lengths, self.micro_batch_tokens, padded=True)
+            batch["pieces"] = [self._batch([rows[at] for at in piece], sides) for piece in places]
+        return batch
+
+    def _batch(self, rows: Sequence[dict[str, Any]], sides: Sequence[str]) -> dict[str, Tensor]:
         texts = [row[side] for side in sides for row in rows]
         batch = dict(self.tokenizer.pad(texts, padding=True, padding_side="right", return_tensors="pt"))
         return batch | {"labels": torch.tensor([row["label"] for row in rows])}

@@ -83,10 +83,20 @@ def test_a_step_of_8_rows_is_the_same_however_it_is_cut(kind: str, base: str, tm
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     trainer = RewardTrainer(model, arguments, row_losses=losses, measure=dict)
     found = []
-    for sizes in ([8], [4, 4], [3, 5], [5, 3], [3, 3, 2]):
+    for sizes, tokens in (
+        ([8], None),
+        ([4, 4], None),
+        ([3, 5], None),
+        ([5, 3], None),
+        ([3, 3, 2], None),
+        ([8], 60),
+        ([5, 3], 1),
+    ):
         ends = [sum(sizes[: at + 1]) for at in range(len(sizes))]
         cut = [rows[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-        batches, number = trainer.get_batch_samples(iter(map(RewardCollator(tokenizer), cut)), len(cut), None)
+        trainer.micro_batch_tokens = tokens
+        batches, number = trainer.get_batch_samples(iter(map(RewardCollator(tokenizer, tokens), cut)), len(cut), None)
+        assert tokens is None or all(len(batch["pieces"]) > 1 for batch in batches)
         model.zero_grad()
         loss = sum(float(trainer.training_step(model, batch, number)) for batch in batches)
         gradients = torch.cat([weight.grad.flatten() for weight in model.parameters()])
@@ -99,13 +109,16 @@ def test_a_step_of_8_rows_is_the_same_however_it_is_cut(kind: str, base: str, tm
 
 def test_a_whole_run_logs_the_same_losses_for_other_cuts(base: str, tmp_path: Path) -> None:
     runs = []
-    for batch_size, accumulation in ((8, 1), (5, 2)):
-        out = tmp_path / str(batch_size)
+    for batch_size, accumulation, tokens in ((8, 1, None), (5, 2, None), (8, 1, 60)):
+        out = tmp_path / f"{batch_size}-{tokens}"
         rows = PAIRS[:10]  # 8 of them are trained on: one step an epoch
-        on_pairs(base, out, rows, batch_size=batch_size, gradient_accumulation_steps=accumulation, learning_rate=1e-4)
-        runs.append([row["loss"] for row in lines(out, "train")])
+        cut = {"batch_size": batch_size, "gradient_accumulation_steps": accumulation, "micro_batch_tokens": tokens}
+        on_pairs(base, out, rows, learning_rate=1e-4, **cut)
+        runs.append([(row["loss"], row["num_tokens"]) for row in lines(out, "train")])
     assert len(runs[0]) == 2
-    assert runs[1] == pytest.approx(runs[0], abs=1e-5)
+    for run in runs[1:]:
+        for found, expected in zip(run, runs[0], strict=True):
+            assert found == pytest.approx(expected, abs=1e-5)
 
 
 class Told:
