@@ -119,7 +119,7 @@ class OnlineTrainer(BoundedPasses, AutocastLoss, Trainer):
             values.append(value.detach())
             if counts:
                 self._shares.append(loss.metrics)
-        read = int(self.rollout.lengths[rows].sum())
+        read = sum(self.rollout.lengths(rows))
         self.tokens += read
         self.done += 1
         self._update = (self._update[0] + time.perf_counter() - started, self._update[1] + read)
@@ -244,8 +244,8 @@ class OnlineTrainer(BoundedPasses, AutocastLoss, Trainer):
         """`rows` of this phase (or of `rollout`) in pieces of at most `limit` tokens each."""
         phase = self.rollout if rollout is None else rollout
         assert phase is not None
-        lengths = phase.lengths[rows].tolist()
-        return [rows[places] for places in cut(lengths, limit, padded=runs_padded(self.model))]
+        found = cut(phase.lengths(rows), limit, padded=runs_padded(self.model))
+        return [rows[places] for places in found]
 
     def _end_step(self) -> None:
         """Metrics of the finished optimiser batch, over all processes."""

@@ -44,10 +44,9 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.completion_ids)
 
-    @property
-    def lengths(self) -> Tensor:
-        """[B] tokens of prompt and completion."""
-        return torch.tensor([len(prompt) + len(ids) for prompt, ids in zip(self.prompt_ids, self.completion_ids)])
+    def lengths(self, rows: Tensor) -> list[int]:
+        """Tokens of prompt and completion of each of these rows."""
+        return [len(self.prompt_ids[at]) + len(self.completion_ids[at]) for at in rows.tolist()]
 
     def counts(self, rows: Tensor, max_completion_length: int) -> Normalizers:
         """What the losses of an optimiser batch of these rows divide by."""
@@ -60,7 +59,7 @@ class Rollout:
         kept = rows[self.loss_mask[rows].any(1)]
         if len(kept):
             return kept
-        return rows[self.lengths[rows].argmin()][None]
+        return rows[torch.tensor(self.lengths(rows)).argmin()][None]
 
     def packed(self, rows: Tensor, device: torch.device) -> PackedRows:
         """Prompts and completions of these rows, the completions trained."""
