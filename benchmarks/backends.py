@@ -3,7 +3,7 @@
 A TASK is sft (full fine-tuning), lora (SFT with rank 16) or grpo (LoRA, length reward, 8 completions of 32 tokens). Each
 backend trains in a process of its own, one after another: TRL and native in one that this script starts, Unsloth in the
 child of a parent that already holds transformers. Random weights, random texts of instruction-like lengths, padded batches
-(the one layout that all three have); tokens a second and memory are those of the run's own log lines, the first three steps left out.
+(the one layout that all three have), layers not compiled (20 steps do not earn it); tokens a second and memory are those of the run's own log lines, the first three steps left out.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def config(folder: Path, task: str, backend: str, steps: int) -> dict[str, Any]:
         "precision": precision,
         "max_seq_length": 1024,
         "gradient_checkpointing": False,
+        "compile": False,
     }
     train: dict[str, Any] = {
         "max_steps": steps,
