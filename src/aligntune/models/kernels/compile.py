@@ -14,6 +14,7 @@ from functools import cache, partial
 from typing import Any, Literal
 
 import torch
+import torch._dynamo.config
 import torch.nn.attention.varlen
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -33,6 +34,9 @@ def compile_layers(causal: Any, *, keep: Keep = "all") -> int:
 
     `keep` other than "all" is selective activation checkpointing (Korthikanti et al. 2022, arXiv 2205.05198).
     """
+    # A layer's floats (scaling, epsilon) are constants. Else the compiler takes them for inputs, finds out that they cannot be, and
+    # starts over: twice the time.
+    torch._dynamo.config.specialize_float = True
     return _replace(causal, partial(_training_step, keep))
 
 
