@@ -17,6 +17,7 @@ import tiny
 from aligntune.api import create_trainer
 from aligntune.backends import unsloth
 from aligntune.backends.launch.supervise import search_path
+from aligntune.backends.unsloth_worker import changed_arguments
 from aligntune.config.resolve import resolve
 from aligntune.errors import BackendError, ConfigError
 
@@ -117,9 +118,6 @@ def test_a_run_passes_through_and_nothing_of_it_stays_here(
 
 
 def test_its_failures(installed: None, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNSLOTH_FAKE", "rewrites")
-    with pytest.raises(BackendError, match=r"weight_decay=0\.125 in place of"):
-        create_trainer(config).train(overwrite=True)
     monkeypatch.setenv("UNSLOTH_FAKE", "dies")
     with pytest.raises(BackendError, match="exit code 7"):
         create_trainer(config).train(overwrite=True)
@@ -130,6 +128,16 @@ def test_its_failures(installed: None, config: dict[str, Any], monkeypatch: pyte
     trainer.train(overwrite=True)
     assert trainer.backend == "native"
     assert "importing unsloth failed" in trainer.reasons[0]
+
+
+def test_a_setting_that_it_changes_is_an_error(config: dict[str, Any]) -> None:
+    args = create_trainer(config | {"backend": "trl"}).build_trainer().args
+    assert changed_arguments(args) == []
+    args.adam_epsilon = 1e-5  # left to TRL: reported
+    assert "adam_epsilon=1e-05 in place of 1e-08" in changed_arguments(args)[0]
+    args.weight_decay = 0.125
+    with pytest.raises(BackendError, match=r"weight_decay=0\.125 in place of"):
+        changed_arguments(args)
 
 
 def test_the_worker_refuses_to_come_second() -> None:

@@ -1,4 +1,4 @@
-"""Runs configs in the processes of a small gloo group: python ranks.py PHASES.json (one process per rank).
+"""Runs configs in the processes of a small gloo group, one process per rank.
 
 Starting a process costs more than a tiny run, so that one start serves many runs, in phases:
 {"world": 1 or more, "sharded": bool, "cases": [{"config": .., "train": {..arguments of Session.train}}], "port": ..}.
@@ -11,12 +11,13 @@ import json
 import os
 import random
 import socket
-import subprocess
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
+
+from shell import start
 
 OWN_FILES = ("rng_state", "rollouts.pt")
 """What every rank writes into a checkpoint, under names of its own."""
@@ -37,25 +38,19 @@ def run_phases(phases: list[dict[str, Any]], folder: Path, ranks: int = 2, timeo
     outputs = [folder / f"rank-{rank}.txt" for rank in range(ranks)]
     started = []
     for rank, output in enumerate(outputs):
-        env = os.environ | {
-            "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        }  # fmt: skip
-        command = [sys.executable, __file__, str(file), str(rank), str(ranks)]
-        with output.open("w") as into:
-            started.append(subprocess.Popen(command, env=env, stdout=into, stderr=subprocess.STDOUT))
+        started.append(start(run_rank, str(file), rank, ranks, output=output))
     end = time.monotonic() + timeout
     while time.monotonic() < end:
-        codes = [process.poll() for process in started]
+        codes = [process.exitcode for process in started]
         if None not in codes or any(codes):
             break
         time.sleep(0.1)
-    late = [process for process in started if process.poll() is None]
+    late = [process for process in started if process.exitcode is None]
     for process in late:
         process.kill()
-        process.wait()
+        process.join()
     for process, output in zip(started, outputs):
-        assert process.returncode == 0 or process in late, output.read_text()[-6000:]
+        assert process.exitcode == 0 or process in late, output.read_text()[-6000:]
     assert not late, "\n".join(output.read_text()[-3000:] for output in outputs)
     return [output.read_text() for output in outputs]
 
@@ -163,14 +158,38 @@ def _counted_passes() -> list[int]:
     return counts
 
 
-def main(file: str, rank: int, ranks: int) -> None:
-    import torch
+def _short_answers() -> None:
+    """Runs show answers before and after training, at which nobody looks here."""
+    from aligntune.evaluation.answers import GreedyGenerator
 
-    torch.set_num_threads(1)
+    whole = GreedyGenerator.generate
+    GreedyGenerator.generate = lambda self, prompts, *, max_new_tokens, **options: whole(  # type: ignore[method-assign]
+        self, prompts, max_new_tokens=min(4, max_new_tokens), **options
+    )
+
+
+def run_rank(file: str, rank: int, ranks: int) -> None:
+    """The life of one process; it does not return."""
+    global PREPARE
+    try:
+        from accelerate.state import PartialState
+
+        PREPARE = PartialState._prepare_backend
+        _run(file, rank, ranks)
+    except BaseException:
+        traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(1)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _run(file: str, rank: int, ranks: int) -> None:
     from aligntune.api import create_trainer
 
     phases = json.loads(Path(file).read_text())
     _same_completions_on_any_rank()
+    _short_answers()
     passes = _counted_passes()
     _report_writes(rank, [case["config"]["logging"]["output_dir"] for phase in phases for case in phase["cases"]])
     for phase in phases:
@@ -187,17 +206,3 @@ def main(file: str, rank: int, ranks: int) -> None:
             session.train(**case.get("train", {}))
             print(f"passes {case['config']['logging']['output_dir']} {passes}")
             print(f"done {case['config']['logging']['output_dir']} {time.monotonic() - begin:.1f} s", flush=True)
-
-
-if __name__ == "__main__":
-    try:
-        from accelerate.state import PartialState
-
-        PREPARE = PartialState._prepare_backend
-        main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
-    except BaseException:
-        traceback.print_exc()
-        sys.stdout.flush()
-        os._exit(1)
-    sys.stdout.flush()
-    os._exit(0)

@@ -43,11 +43,16 @@ def session(common: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
 
 
 def observed(common: Mapping[str, Any], case: Case) -> tuple[Any, Any]:
-    """What is seen without and with the change."""
+    """What is seen without and with the change. Cases that start from the same settings look at those once."""
     before = dict(case.base)
     if case.against is not None:
         before[case.path] = case.against
-    return (
-        case.observe(session(common, before)),
-        case.observe(session(common, {**case.base, case.path: case.value})),
-    )
+    same = {path: value for path, value in {**common, **before}.items() if path != "logging.output_dir"}
+    key = (case.observe, repr(sorted(same.items())))
+    if key not in _SEEN:
+        _SEEN[key] = case.observe(session(common, before))
+    return _SEEN[key], case.observe(session(common, {**case.base, case.path: case.value}))
+
+
+_SEEN: dict[tuple[Observe, str], Any] = {}
+"""What is seen of settings, whatever folder a run writes to."""

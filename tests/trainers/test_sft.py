@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from aligntune.core.backend_factory import create_sft_trainer
 from aligntune.errors import ConfigError, DataError
 from aligntune.models.save import merged, same_logits
 from aligntune.reporting.text import without_timing
+from shell import aligntune, start
 
 BACKENDS = ["trl", "native"]
 
@@ -169,21 +167,21 @@ def test_killed_and_resumed_equals_uninterrupted(files: Path, backend: str) -> N
     }  # fmt: skip
     file = files / "run.yaml"
     file.write_text(json.dumps(config))  # JSON is YAML
-    slow = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(tiny.__file__).parent), *sys.path]))
 
-    def command(folder: Path, *more: str) -> list[str]:
-        return [sys.executable, "-m", "aligntune.cli.main", "train", str(file), f"logging.output_dir={folder}", *more]
+    def command(name: str, *more: str) -> list[str]:
+        return ["train", str(file), f"logging.output_dir={files / name}", *more]
 
-    subprocess.run(command(files / "whole"), check=True, capture_output=True, env=slow)
-    running = subprocess.Popen(command(files / "cut"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=slow)
+    assert aligntune(*command("whole")).returncode == 0
+    running = start(aligntune, *command("cut"))
     mark = files / "cut" / "checkpoints" / "checkpoint-8" / "aligntune.json"
     deadline = time.monotonic() + 120
-    while not mark.exists() and running.poll() is None and time.monotonic() < deadline:
+    while not mark.exists() and running.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
+    running.kill()
+    running.join()
+    assert running.exitcode == -signal.SIGKILL
     assert not (files / "cut" / "model").exists()
-    subprocess.run(command(files / "cut", "--resume", "auto"), check=True, capture_output=True, env=slow)
+    assert aligntune(*command("cut", "--resume", "auto")).returncode == 0
     for split in ("train", "eval"):
         assert lines(files / "cut", split) == lines(files / "whole", split)
     one, other = (

@@ -72,7 +72,7 @@ def session(root: Path, task: str, out: Path, **settings: Any) -> Any:
 @pytest.mark.parametrize("peft", [False, True])
 @pytest.mark.parametrize(("task", "metric"), [("text_classification", "accuracy"), ("token_classification", "f1")])
 def test_learns_saves_and_predicts_the_same_again(root: Path, tmp_path: Path, task: str, metric: str, peft: bool) -> None:  # fmt: skip
-    run = session(root, task, tmp_path, peft_enabled=peft, metric_for_best_model=metric, max_steps=120)
+    run = session(root, task, tmp_path, peft_enabled=peft, metric_for_best_model=metric, max_steps=80)
     found = run.train()
     assert found[f"eval_{metric}"] > 0.8
     saved = evaluate(str(tmp_path), str(root / f"{task}_eval.jsonl"), precision="fp32")
@@ -87,7 +87,7 @@ def test_learns_saves_and_predicts_the_same_again(root: Path, tmp_path: Path, ta
     titles = {json.loads(line)["title"] for line in (tmp_path / "sections.jsonl").read_text().splitlines() if '"title"' in line}  # fmt: skip
     assert {"Scores by class", "Confusion matrix"} <= titles
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    assert {sample["step"] for sample in samples} == {0, 120}
+    assert {sample["step"] for sample in samples} == {0, 80}
 
 
 def test_metrics_are_those_of_scikit_learn(root: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_it_learns_to_write_digits(run: Run, algorithm: str) -> None:
         {"batch_size": 32, "num_ppo_epochs": 2} if algorithm == "ppo" else {"batch_size": 32, "num_generations": 8}
     )
     more |= {"max_resample_batches": 2} if algorithm == "dapo" else {}
-    found = trained(run(algorithm, max_steps=60, learning_rate=1e-2, kl_coef=0.0, logging_steps=5, **more))
+    found = trained(run(algorithm, max_steps=35, learning_rate=1e-2, kl_coef=0.0, logging_steps=5, **more))
     assert found[0]["reward"] < 0.15
     assert found[-1]["reward"] > 0.6
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -30,6 +27,7 @@ from aligntune.trainers import reward_model
 from aligntune.trainers.reward_held_out import HeldPairs, HeldTexts
 from aligntune.trainers.reward_model import RewardTraining, Trained, hold_out, train_on_pairs, train_on_texts
 from aligntune.trainers.reward_trainer import RewardCollator, RewardTrainer, pair_losses, text_losses
+from shell import start
 
 PAIRS = [
     {"prompt": f"say {n}", "chosen": "yes " + word * (1 + n % 3), "rejected": word + " no", "margin": n % 2}
@@ -276,22 +274,16 @@ def test_an_interrupted_run_resumes_exactly(
         assert torch.equal(one, other)
 
 
-SLOW = """
-import json, sys, time
-from transformers import TrainerCallback
-from aligntune.config.enums import PrecisionType
-from aligntune.trainers import reward_model
-from aligntune.trainers.reward_model import RewardTraining, train_on_pairs
-
 class Waits(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
+    """Keeps a run from its end: a minute a step after the eighth."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         time.sleep(0.0 if state.global_step <= 8 else 60)
 
-base, out, data = sys.argv[1:]
-reward_model.EvaluatesLast = Waits  # this run does not come to its end
-settings = RewardTraining(base, out, 4, 3e-3, 4, 1, held_out=0.2, eval_interval=4, precision=PrecisionType.FP32)
-train_on_pairs([json.loads(line) for line in open(data)], settings)
-"""
+
+def train_without_end(base: str, out: Path, options: dict[str, Any]) -> None:
+    reward_model.EvaluatesLast = Waits
+    on_pairs(base, out, **options)
 
 
 @pytest.mark.slow
@@ -299,16 +291,14 @@ def test_killed_and_resumed_equals_uninterrupted(base: str, tmp_path: Path) -> N
     """kill -9 in mid-training, then `resume`: the same metrics, line by line, and the same weights, bit for bit."""
     options: dict[str, Any] = {"epochs": 4, "gradient_accumulation_steps": 1, "eval_interval": 4}
     on_pairs(base, tmp_path / "whole", **options)
-    data = tiny.write_rows(tmp_path / "pairs.jsonl", PAIRS)
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
-    command = [sys.executable, "-c", SLOW, base, str(tmp_path / "cut"), str(data)]
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    running = start(train_without_end, base, tmp_path / "cut", options)
     mark = tmp_path / "cut" / "checkpoints" / "checkpoint-8" / "aligntune.json"
     deadline = time.monotonic() + 60
-    while not mark.exists() and running.poll() is None and time.monotonic() < deadline:
+    while not mark.exists() and running.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
+    running.kill()
+    running.join()
+    assert running.exitcode == -signal.SIGKILL
     assert not (tmp_path / "cut" / "model").exists()
     with pytest.raises(ConfigError, match="already holds a run"):
         on_pairs(base, tmp_path / "cut", **options)

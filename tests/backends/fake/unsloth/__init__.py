@@ -1,6 +1,6 @@
 """Stands in for Unsloth on a machine without a GPU: changes TRL in plain sight, as the real one does.
 
-UNSLOTH_FAKE in the environment: "fails" (its import raises), "rewrites" (a setting is changed), "dies" (exit in training).
+UNSLOTH_FAKE in the environment: "fails" (its import raises), "dies" (its process ends).
 """
 
 import os
@@ -11,6 +11,8 @@ BEHAVIOUR = os.environ.get("UNSLOTH_FAKE", "")
 FIRST = "transformers" not in sys.modules and "trl" not in sys.modules
 if BEHAVIOUR == "fails":
     raise NotImplementedError("Unsloth cannot find any torch accelerator? You need a GPU.")
+if BEHAVIOUR == "dies":
+    os._exit(7)
 
 import trl
 
@@ -24,19 +26,7 @@ class UnslothSFTConfig(trl.SFTConfig):
 
 
 class UnslothSFTTrainer(trl.SFTTrainer):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if BEHAVIOUR == "rewrites":
-            self.args.weight_decay = 0.125
-
-    def train(self, *args, **kwargs):
-        if BEHAVIOUR == "dies":
-            os._exit(7)
-        if BEHAVIOUR == "waits":
-            import time
-
-            time.sleep(60)
-        return super().train(*args, **kwargs)
+    """Its own class, as the real one's."""
 
 
 trl.SFTConfig, trl.SFTTrainer = UnslothSFTConfig, UnslothSFTTrainer
