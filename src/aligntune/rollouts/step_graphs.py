@@ -56,7 +56,8 @@ class StepGraphs:
                     self.state.restore(was)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
+            # Other threads may use the device meanwhile: a trainer reads its next batches, NCCL watches its streams.
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 self.step(active)
         self.state.restore(was)
         return graph
