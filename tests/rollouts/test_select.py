@@ -32,6 +32,16 @@ def test_transformers_for_models_that_graph_cannot_run():
     assert "soft-capping" in why
 
 
+def test_compiled_layers_are_not_compiled_once_more_for_the_trial(model):
+    def compiled(*args, **kwargs):
+        raise AssertionError("the trial runs the plain layers")
+
+    for layer in model.model.layers:
+        layer.forward = compiled
+    assert select_engine(model)[0].name == "graph"
+    assert all(layer.forward is compiled for layer in model.model.layers)
+
+
 def test_by_name(model):
     engine, why = select_engine(model, "transformers")
     assert (engine.name, why) == ("transformers", "asked for")

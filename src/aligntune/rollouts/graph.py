@@ -211,7 +211,7 @@ def check_rollouts(model: nn.Module, tolerance: float = 0.05) -> str | None:
     rows = PackedRows.from_completions(
         prompts, rollouts.completion_ids, engine.causal.get_input_embeddings().weight.device
     )
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), _evaluating(model), decoding_layers(engine.causal, compiled=False):
         want = packed_log_probs(model, rows).log_probs
     worst = (torch.tensor(rollouts.log_probs, device=want.device).flatten() - want).abs().max().item()
     return (
