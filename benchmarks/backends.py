@@ -1,6 +1,6 @@
 """The same run on Unsloth, TRL and native, side by side: python benchmarks/backends.py SHAPE STEPS TASK [TASK ...] [--out FILE].
 
-A TASK is sft (full fine-tuning), lora (SFT with rank 16) or grpo (LoRA, length reward, 8 completions of 32 tokens). Each
+A TASK is sft (full fine-tuning), lora (SFT with rank 16) or grpo (LoRA, the share of even tokens as reward, 8 completions of 32 tokens). Each
 backend trains in a process of its own, one after another: TRL and native in one that this script starts, Unsloth in the
 child of a parent that already holds transformers. Random weights, random texts of instruction-like lengths, padded batches
 (the one layout that all three have), layers not compiled (20 steps do not earn it); tokens a second and memory are those of the run's own log lines, the first three steps left out.
@@ -45,6 +45,11 @@ def write_parts(folder: Path, shape: str, lengths: Sequence[int] | None = None) 
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text[:64]}) + "\n" for text in texts))
 
 
+def even(completion_ids: list[int]) -> float:
+    """The share of even tokens: varies with random weights, whatever they decode to."""
+    return sum(token % 2 == 0 for token in completion_ids) / len(completion_ids)
+
+
 def config(folder: Path, task: str, backend: str, steps: int) -> dict[str, Any]:
     """The run; the same for each backend but for its name."""
     import torch
@@ -71,7 +76,7 @@ def config(folder: Path, task: str, backend: str, steps: int) -> dict[str, Any]:
         return run | {
             "algorithm": "grpo",
             "dataset": {"name": str(folder / "prompts.jsonl")},
-            "rewards": [{"type": "length"}],
+            "rewards": [{"type": "backends:even"}],
         }
     model |= {"peft_enabled": task == "lora", "lora_dropout": 0.0}
     train |= {"per_device_batch_size": 8, "gradient_accumulation_steps": 1, "warmup_ratio": 0.0}

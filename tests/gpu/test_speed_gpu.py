@@ -65,7 +65,7 @@ def test_compiled_layers_give_the_plain_gradients(keep: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [
-    {}, {"compile": False}, {"selective_checkpointing": "half", "optimizer": "adamw_split_bf16"}, {"use_peft": True, "lora_dropout": 0.0},
+    {"compile": True}, {}, {"selective_checkpointing": "half", "optimizer": "adamw_split_bf16"}, {"use_peft": True, "lora_dropout": 0.0},
 ], ids=str)  # fmt: skip
 def test_a_native_run(tmp_path: Path, settings: dict[str, Any]) -> None:
     torch._dynamo.reset()

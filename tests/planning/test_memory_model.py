@@ -18,11 +18,10 @@ from aligntune.models.forward import causal_model, trunk_hidden, use_padding
 from aligntune.models.kernels import compile as kernels
 from aligntune.models.kernels import linear_loss
 from aligntune.models.packed import PackedRows
-from aligntune.planning import compiled, memory, situation
+from aligntune.planning import memory, situation
 from aligntune.planning.memory import GIB, Batch, Rollout, Training, layer_bytes, moments, peak
 from aligntune.planning.shapes import FAMILIES, Shape, shape_of
 from aligntune.rollouts import graph
-from aligntune.trainers import compiling
 
 BF16, FP32 = torch.bfloat16, torch.float32
 SIZES: dict[str, Any] = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -241,7 +240,6 @@ def test_constants_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> Non
     assert linear_loss.CHUNK_BYTES["cuda"] == memory.CHUNK
     assert graph.PREFILL_TOKENS == memory.PREFILL
     assert situation.MOST_ROWS == graph.MOST_ROWS
-    assert compiled.MEASURED == compiling.MEASURED
     assert get_args(memory.Keep) == get_args(kernels.Keep)
     assert set(memory.OPTIMIZERS) >= set(SPLIT_OPTIMIZERS)
     monkeypatch.setitem(linear_loss.CHUNK_BYTES, "meta", memory.CHUNK)

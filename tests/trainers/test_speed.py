@@ -10,12 +10,14 @@ import pytest
 import torch
 
 import tiny
+from aligntune.config import compiling as rules
 from aligntune.core.backend_factory import create_rl_trainer, create_sft_trainer
 from aligntune.errors import AlignTuneError, ConfigError
 from aligntune.models import precision
 from aligntune.models.kernels import compile as kernels
 from aligntune.optim.split_adamw import SplitAdamW
 from aligntune.reporting.text import without_timing
+from aligntune.trainers import compiling
 
 
 @pytest.fixture
@@ -72,6 +74,17 @@ def test_compiled_layers_train_alike(files: Path, compiled: list[Any], settings:
     assert losses(session) == pytest.approx(plain, abs=1e-5)
     assert len(compiled) == 1
     assert session.predict(["say red"])  # answers come from the plain layers
+
+
+def test_a_gpu_compiles_unasked_what_earns_it(
+    files: Path, compiled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "device", lambda: torch.device("cuda"))
+    sft(files, "short").train()
+    assert not compiled
+    monkeypatch.setattr(rules, "EARNS", 6)
+    sft(files, "long").train()
+    assert len(compiled) == 1
 
 
 def test_online_rl_with_compiled_layers(files: Path, compiled: list[Any]) -> None:

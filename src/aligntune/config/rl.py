@@ -50,7 +50,7 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     compile: bool | None = None
-    """Compile the decoder layers (native backend); the first steps then take some ten seconds longer. Unset: off. (Addition.)"""
+    """Compile the decoder layers (native backend); the first steps then take half a minute or more. Unset: off. (Addition.)"""
     selective_checkpointing: Annotated[str, OneOf("off", "cheap", "half", "mlp")] = "off"
     """What compiled layers recompute in the backward pass: `cheap`, all but matrix products and attention; `half`, also one
     of the two wide products of a gated MLP; `mlp`, both. Between no checkpointing and `gradient_checkpointing`. (Addition.)"""

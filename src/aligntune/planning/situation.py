@@ -31,7 +31,7 @@ from aligntune.planning.memory import (
     weight_bytes,
 )
 from aligntune.planning.shapes import Shape, read_shape, saved_bytes_per_parameter
-from aligntune.trainers.online_plan import Plan, make_plan
+from aligntune.planning.steps import optimizer_steps, phases_of
 
 Run = SFTRunConfig | RLRunConfig
 MOST_ROWS = 512
@@ -80,7 +80,7 @@ def situation(run: Run, card: float | None = None) -> Situation:
     batch, head = _batch(run, shape, packed, attention), _head(run, packed)
     if batch.cut_from is not None:
         notes.append(f"batches of {batch.cut_from:,} tokens in passes of at most {batch.tokens:,} (micro_batch_tokens)")
-    compiled = what_compiled_layers_keep(run, shape) if packed else None
+    compiled = what_compiled_layers_keep(run, shape, optimizer_steps(run, processes)) if packed else None
     if compiled is not None:
         notes.append("compiled layers (a C compiler is there)")
     training = Training(
@@ -257,21 +257,6 @@ def _value_model(run: Run) -> Shape | None:
     if run.algorithm is AlgorithmType.PPO and run.model.is_set("reward_value_model"):
         return read_shape(run.model.reward_value_model)  # type: ignore[union-attr]
     return None
-
-
-@dataclass(frozen=True)
-class _Pace:
-    """What `make_plan` asks of an algorithm, without importing it."""
-
-    group_relative: bool
-
-    def epochs(self, config: Any) -> int:
-        return int(config.num_ppo_epochs or 1)  # resolving the config has filled it in
-
-
-def phases_of(run: RLRunConfig) -> Plan:
-    """How rollout phases and optimiser steps fit together; a `ConfigError` when they do not."""
-    return make_plan(run, _Pace(run.algorithm in applies.GROUP_RELATIVE))  # type: ignore[arg-type]
 
 
 def _rollout(run: RLRunConfig, training: Training, card: float | None, others: float) -> Rollout:

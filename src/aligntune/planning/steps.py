@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from aligntune.config import applies
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.planning.memory import OPTIMIZERS, Training
 from aligntune.planning.rows import count_rows, file_bytes
-from aligntune.planning.situation import phases_of
+from aligntune.trainers.online_plan import Plan, make_plan
 
 BYTES_PER_TOKEN = 4
 """Of English text under today's vocabularies: only used to guess how many sequences packing leaves."""
@@ -52,20 +53,10 @@ class Steps:
 def count_steps(run: SFTRunConfig | RLRunConfig, training: Training, processes: int) -> Steps:
     """The counts of `run`."""
     train, schedule = run.train, run.schedule
-    rows = count_rows(list(run.sources))
-    sequences, guessed = _sequences(run, rows)
+    rows, sequences, guessed, per_pass = _passes(run, processes)
     batch = train.per_device_batch_size * train.gradient_accumulation_steps * processes
     rollouts = _rollouts(run, processes)
-    per_pass = None
-    if sequences is not None and rollouts is not None:
-        per_pass = math.ceil(sequences / rollouts.prompts) * rollouts.steps
-    elif sequences is not None:
-        micro = sequences / (train.per_device_batch_size * processes)
-        whole = math.floor(micro) if getattr(train, "dataloader_drop_last", False) else math.ceil(micro)
-        per_pass = max(1, math.ceil(whole / train.gradient_accumulation_steps))
-    steps = train.max_steps
-    if steps is None and per_pass is not None:
-        steps = per_pass * (train.epochs or 1)
+    steps = optimizer_steps(run, processes)
     passes = None if steps is None or per_pass is None else math.ceil(steps / per_pass)
     evaluations = _times(schedule.eval_strategy, schedule.eval_every, steps, passes)
     if schedule.eval_strategy != "no" and evaluations is not None:
@@ -90,6 +81,28 @@ def count_steps(run: SFTRunConfig | RLRunConfig, training: Training, processes: 
         checkpoint_bytes(training),
         rollouts,
     )
+
+
+def optimizer_steps(run: SFTRunConfig | RLRunConfig, processes: int) -> int | None:
+    """Optimiser steps of the run; None where they depend on rows that cannot be counted here."""
+    if run.train.max_steps is not None:
+        return int(run.train.max_steps)
+    per_pass = _passes(run, processes)[3]
+    return None if per_pass is None else per_pass * (run.train.epochs or 1)
+
+
+def _passes(run: SFTRunConfig | RLRunConfig, processes: int) -> tuple[int | None, int | None, bool, int | None]:
+    """Rows, sequences (guessed?), and the optimiser steps of a pass over them."""
+    train, rollouts = run.train, _rollouts(run, processes)
+    rows = count_rows(list(run.sources))
+    sequences, guessed = _sequences(run, rows)
+    if sequences is None:
+        return rows, None, guessed, None
+    if rollouts is not None:
+        return rows, sequences, guessed, math.ceil(sequences / rollouts.prompts) * rollouts.steps
+    micro = sequences / (train.per_device_batch_size * processes)
+    whole = math.floor(micro) if getattr(train, "dataloader_drop_last", False) else math.ceil(micro)
+    return rows, sequences, guessed, max(1, math.ceil(whole / train.gradient_accumulation_steps))
 
 
 def checkpoint_bytes(t: Training) -> float:
@@ -126,3 +139,18 @@ def _rollouts(run: SFTRunConfig | RLRunConfig, processes: int) -> Rollouts | Non
     completions = plan.completions * processes
     tokens = completions * run.train.max_completion_length
     return Rollouts(plan.prompts * processes, completions, tokens, plan.passes, plan.steps)
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """What `make_plan` asks of an algorithm, without importing it."""
+
+    group_relative: bool
+
+    def epochs(self, config: Any) -> int:
+        return int(config.num_ppo_epochs or 1)  # resolving the config has filled it in
+
+
+def phases_of(run: RLRunConfig) -> Plan:
+    """How rollout phases and optimiser steps fit together; a `ConfigError` when they do not."""
+    return make_plan(run, _Pace(run.algorithm in applies.GROUP_RELATIVE))  # type: ignore[arg-type]

@@ -9,16 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from aligntune.config.enums import AlgorithmType
-from aligntune.errors import ConfigError
+from aligntune.config.compiling import compiling
 from aligntune.models.forward import causal_model, runs_padded
 from aligntune.models.kernels.compile import compile_layers, decoder_layers, restore_layers
 from aligntune.models.precision import device
 
 logger = logging.getLogger(__name__)
-
-MEASURED = (AlgorithmType.SFT,)
-"""Algorithms whose steps were measured to gain by it: compiled without being asked."""
 
 
 def compile_model(session: Any) -> None:
@@ -26,34 +22,30 @@ def compile_model(session: Any) -> None:
 
     Raises ConfigError when that was asked for and cannot be.
     """
-    settings, model = session.config.model, session.model
-    keep = settings.selective_checkpointing
-    asked = settings.compile or keep != "off"
-    if settings.compile is False or not (asked or session.config.algorithm in MEASURED):
+    found, model, keep = (
+        compiling(session.config, session.optimizer_steps()),
+        session.model,
+        session.config.model.selective_checkpointing,
+    )
+    if found is None:
         return
-    problem = _problem(session, model) or (None if asked or device().type == "cuda" else "there is no CUDA GPU")
-    if problem is None and keep != "off" and (place := _dropout(model)):
-        problem = (
+    if found.asked is None and device().type != "cuda":
+        found = found.unless("there is no CUDA GPU")
+    found = found.unless(_problem(model))
+    if keep != "off" and (place := _dropout(model)):
+        found = found.unless(
             f"selective_checkpointing would draw other dropout in its second pass: set the dropout of {place} to 0"
         )
-    if problem is None:
-        restore_layers(causal_model(model))
-        number = compile_layers(causal_model(model), keep="all" if keep == "off" else keep)
-        logger.info("%d decoder layers are compiled: the first steps take some ten seconds longer", number)
-    elif asked:
-        raise ConfigError(f"model.{'compile' if settings.compile else 'selective_checkpointing'}: {problem}")
-    else:
-        logger.info("decoder layers are not compiled: %s", problem)
+    if found.problem is not None:
+        logger.info("decoder layers are not compiled: %s", found.problem)
+        return
+    restore_layers(causal_model(model))
+    number = compile_layers(causal_model(model), keep="all" if keep == "off" else keep)
+    logger.info("%d decoder layers are compiled: the first steps take half a minute or more", number)
 
 
-def _problem(session: Any, model: nn.Module) -> str | None:
-    """Why the layers cannot be compiled, or None."""
-    if session.config.launch.strategy in ("fsdp2", "zero3"):
-        return "weights are sharded, which compiled layers were not tried with"
-    if getattr(session.config.train, "activation_offloading", False):
-        return "activations are offloaded, and the compiler would trace what moves them"
-    if session.config.model.quantization:
-        return "quantised layers do not compile"
+def _problem(model: nn.Module) -> str | None:
+    """Why the layers of this model cannot be compiled here, or None."""
     if runs_padded(model):
         return "this model runs on padded rows"
     if not decoder_layers(causal_model(model)):

@@ -30,7 +30,7 @@ are. A product is wide when its result is more than twice as wide as its input.
 
 def compile_layers(causal: Any, *, keep: Keep = "all") -> int:
     """Compile the decoder layers of a transformers model for training, in place; returns how many. Undone by
-    `restore_layers`. The first step then takes some ten seconds on a GPU.
+    `restore_layers`. The first step then takes half a minute or more on a GPU.
 
     `keep` other than "all" is selective activation checkpointing (Korthikanti et al. 2022, arXiv 2205.05198).
     """
