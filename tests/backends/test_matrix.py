@@ -18,9 +18,9 @@ from aligntune.errors import BackendError
 def test_every_algorithm_has_a_row_and_every_no_a_reason() -> None:
     found = matrix()
     assert set(found) == {member.value for member in AlgorithmType} | {"sft, classification"}
-    assert [answer.backend for answer in found["ppo"]] == ["unsloth", "native", "trl"]
-    assert found["ppo"][2].refusal == "PPO left TRL in 1.13"
-    assert found["ppo"][1].refusal is None
+    assert [answer.backend for answer in found["ppo"]] == ["native", "trl", "unsloth"]
+    assert found["ppo"][1].refusal == "PPO left TRL in 1.13"
+    assert found["ppo"][0].refusal is None
 
 
 def test_the_matrix_follows_the_backends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,3 +60,11 @@ def test_it_works_without_torch_trl_and_transformers() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert "trl      no: torch is not installed" in found.stdout, found.stderr
     assert "native   no: torch is not installed" in found.stdout
+
+
+def test_unsloth_is_asked_last_for_online_algorithms() -> None:
+    def asked(algorithm: str) -> list[str]:
+        return [answer.backend for answer in matrix()[algorithm]]
+
+    assert asked("sft") == asked("dpo") == ["unsloth", "native", "trl"]
+    assert asked("grpo") == ["native", "trl", "unsloth"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aligntune.backends.base import Run
-from aligntune.backends.select import backends, why_not
+from aligntune.backends.select import backends, in_order, why_not
 from aligntune.config.enums import AlgorithmType, TaskType
 from aligntune.config.resolve import resolve
 
@@ -27,7 +27,7 @@ class Answer:
 
 def answers(run: Run) -> list[Answer]:
     """What each backend says to `run`, in the order in which `auto` asks them."""
-    return [Answer(backend.name, backend.can_run(run), backend.available()) for backend in backends().values()]
+    return [Answer(backend.name, backend.can_run(run), backend.available()) for backend in in_order(run)]
 
 
 def matrix() -> dict[str, list[Answer]]:
@@ -39,7 +39,7 @@ def matrix() -> dict[str, list[Answer]]:
 
 def chosen(run: Run) -> str | None:
     """The backend that runs `run` here by `auto`, or None."""
-    return next((backend.name for backend in backends().values() if why_not(backend, run) is None), None)
+    return next((backend.name for backend in in_order(run) if why_not(backend, run) is None), None)
 
 
 def _plainest(algorithm: AlgorithmType, more: Mapping[str, Any] | None = None) -> Run:
@@ -52,20 +52,21 @@ def _plainest(algorithm: AlgorithmType, more: Mapping[str, Any] | None = None) -
 
 def backends_page() -> str:
     """`docs/backends-matrix.md`, generated; it does not depend on what this machine has."""
-    names = list(backends())
+    names = [name.value for name in backends()]
     found = matrix()
     lines = [
         "# Which backend runs what\n",
         "Generated from the backends' own answers to the plainest run of each algorithm (defaults everywhere); do not edit. "
         "`aligntune backends FILE` asks them about your config, on your machine. `auto` takes the first that can, from left to "
-        "right: native before trl, since it is measured to be faster with the same losses.\n",
+        "right: native before trl, since it is measured to be faster with the same losses; for online algorithms unsloth comes last, "
+        "since its rollouts are those of `generate`.\n",
         f"| algorithm | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",
     ]
     notes: list[str] = []
     for algorithm, row in found.items():
         cells = []
-        for answer in row:
+        for answer in sorted(row, key=lambda one: names.index(one.backend)):
             if answer.refusal is None:
                 cells.append("yes")
                 continue
