@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aligntune.api import create_trainer
-from aligntune.errors import ConfigError
 from aligntune.models.use import export
 
 EXACT = {"rel": 1e-5, "abs": 1e-5}
@@ -57,10 +56,10 @@ def finished(
     def cut(layout: str) -> list[dict[str, Any]]:
         return [config(name, f"cut_{layout}", micro_batch_tokens=tokens) for name, tokens in CUT.items()]
 
-    def resumed(layout: str, of: str, world: int = 2) -> dict[str, Any]:
+    def resumed(layout: str, of: str, world: int = 2, name: str = "sft-native") -> dict[str, Any]:
         """A run in a folder of its own that goes on from the second step of another."""
-        checkpoint = folder / f"sft-native-{of}" / "checkpoints" / "checkpoint-2"
-        return {"config": config("sft-native", layout, world), "train": {"resume": str(checkpoint)}}
+        checkpoint = folder / f"{name}-{of}" / "checkpoints" / "checkpoint-2"
+        return {"config": config(name, layout, world), "train": {"resume": str(checkpoint)}}
 
     def phase(world: int, sharded: bool, cases: list[dict[str, Any]]) -> dict[str, Any]:
         whole = [case if "config" in case else {"config": case} for case in cases]
@@ -68,9 +67,11 @@ def finished(
 
     phases = [
         phase(1, False, [config(name, "one", 1) for name in [*SFT, *RL]]),
+        phase(2, True, [*(config(name, "fsdp2") for name in SHARDED), *cut("fsdp2"),
+                        *(resumed("one_then_fsdp2", "one", name=name) for name in ("sft-native", "sft_lora-native"))]),
         phase(2, False, [*(config(name, "ddp") for name in [*SFT, *RL]), *cut("ddp"), resumed("one_then_ddp", "one"),
+                         resumed("fsdp2_then_ddp", "fsdp2"),
                          config("dapo-native", "dropping") | {"rewards": [{"type": f"{ranks.__file__}:only_some"}]}]),
-        phase(2, True, [*(config(name, "fsdp2") for name in SHARDED), *cut("fsdp2")]),
         phase(1, True, [config("sft-native", "fsdp2_alone", 1), resumed("fsdp2_then_alone", "fsdp2", 1)]),
         phase(2, True, [resumed("fsdp2_alone_then_two", "fsdp2_alone")]),
     ]  # fmt: skip
@@ -138,29 +139,43 @@ def test_dynamic_sampling_draws_in_step(finished: Finished) -> None:
     assert len(metrics(run)) == 3
 
 
+def check_continued(runs: Path, name: str, continued: str, whole: str) -> None:
+    """From the second step on, the losses, evaluations and gradients of the run that was not interrupted."""
+    for measured, exact in (("loss", EXACT), ("grad_norm", {"rel": 1e-4})):
+        expected = {at: value for at, value in metrics(runs / f"{name}-{whole}", measured).items() if at[0] > 2}
+        got = metrics(runs / f"{name}-{continued}", measured)
+        assert {at: got[at] for at in expected} == pytest.approx(expected, **exact)
+        assert {step for step, _ in expected} == {3, 4}
+
+
 @pytest.mark.parametrize(
-    ("continued", "whole"),
-    [("one_then_ddp", "one"), ("fsdp2_then_alone", "fsdp2"), ("fsdp2_alone_then_two", "fsdp2_alone")],
+    ("name", "continued", "whole"),
+    [
+        ("sft-native", "one_then_ddp", "one"),
+        ("sft-native", "one_then_fsdp2", "one"),
+        ("sft_lora-native", "one_then_fsdp2", "one"),
+        ("sft-native", "fsdp2_then_ddp", "one"),
+        ("sft-native", "fsdp2_then_alone", "fsdp2"),
+        ("sft-native", "fsdp2_alone_then_two", "fsdp2_alone"),
+    ],
 )
-def test_another_number_of_processes_continues(finished: Finished, continued: str, whole: str) -> None:
-    """From the second step on, the losses of the run that was not interrupted."""
-    got = metrics(finished[0] / f"sft-native-{continued}")
-    expected = {key: value for key, value in metrics(finished[0] / f"sft-native-{whole}").items() if key[0] > 2}
-    assert {key: got[key] for key in expected} == pytest.approx(expected, **EXACT)
-    assert {step for step, _ in expected} == {3, 4}
+def test_another_number_of_processes_continues(finished: Finished, name: str, continued: str, whole: str) -> None:
+    check_continued(finished[0], name, continued, whole)
 
 
-def test_one_process_continues_what_two_began(finished: Finished, sft_config: Callable[..., dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    ("name", "began"), [("sft-native", "ddp"), ("sft-native", "fsdp2"), ("sft_lora-native", "fsdp2")]
+)
+def test_one_process_continues_what_two_began(
+    finished: Finished, sft_config: Callable[..., dict[str, Any]], name: str, began: str
+) -> None:
     runs = finished[0]
-    again = create_trainer(sft_config(runs / "sft-native-ddp_then_one"))
-    again.train(resume=str(runs / "sft-native-ddp/checkpoints/checkpoint-2"))
-    expected = {key: value for key, value in metrics(runs / "sft-native-one").items() if key[0] > 2}
-    got = metrics(runs / "sft-native-ddp_then_one")
-    assert {key: got[key] for key in expected} == pytest.approx(expected, **EXACT)
-    with pytest.raises(ConfigError, match=r"same launch\.strategy"):
-        create_trainer(sft_config(runs / "sft-native-refused")).train(
-            resume=str(runs / "sft-native-fsdp2/checkpoints/checkpoint-2")
-        )
+    again = create_trainer(sft_config(runs / f"{name}-{began}_then_one", model=LORA if "lora" in name else None))
+    again.train(resume=str(runs / f"{name}-{began}/checkpoints/checkpoint-2"))
+    check_continued(runs, name, f"{began}_then_one", "one")
+    torch.testing.assert_close(
+        weights(runs / f"{name}-{began}_then_one"), weights(runs / f"{name}-one"), rtol=0, atol=1e-4
+    )
 
 
 def test_one_rank_writes(finished: Finished) -> None:

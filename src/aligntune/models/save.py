@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from aligntune.errors import ModelError
@@ -69,15 +70,41 @@ def load_weights(model: Any, folder: Path) -> None:
     state: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         state |= load_file(file)
+    set_weights(model, state, str(folder))
+
+
+def own_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The live weights that `load_weights` replaces, by their names in a model folder; of a sharded model, this process's part."""
+    if hasattr(model, "peft_config"):
+        from peft import get_peft_model_state_dict
+
+        found: dict[str, torch.Tensor] = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+        return found
+    return dict(model.state_dict())
+
+
+def set_weights(model: Any, state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Put `state`, named as `own_weights`, into the live model. If it is sharded, every process must call it; all get the first's.
+
+    Raises `ModelError` when weights are missing that the model has; `source` says there where they were looked for.
+    """
+    own = own_weights(model)
+    placed = {name: _placed_as(weight, own.get(name)) for name, weight in state.items()}
+    missing = set(own) - set(placed) - set(getattr(model, "all_tied_weights_keys", None) or {})
+    if missing:
+        raise ModelError(f"{source}: has no weights for {', '.join(sorted(missing))}")
     if hasattr(model, "peft_config"):
         from peft import set_peft_model_state_dict
 
-        set_peft_model_state_dict(model, state, adapter_name=model.active_adapter)
+        set_peft_model_state_dict(model, placed, adapter_name=model.active_adapter)
     else:
-        missing = set(model.load_state_dict(state, strict=False).missing_keys)
-        tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-        if missing - tied:
-            raise ModelError(f"{folder}: has no weights for {', '.join(sorted(missing - tied))}")
+        model.load_state_dict(placed, strict=False)
+
+
+def _placed_as(weight: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+    if not isinstance(own, DTensor) or isinstance(weight, DTensor):
+        return weight
+    return distribute_tensor(weight.to(own.device), own.device_mesh, own.placements)
 
 
 def merged(model: Any) -> Any:

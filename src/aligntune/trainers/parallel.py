@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor
-
-from aligntune.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -52,24 +49,6 @@ def wait_for_all() -> None:
     """Return when every process of the run has come here."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
-
-
-def check_checkpoint(trainer: Any, checkpoint: Path) -> None:
-    """Raise `ConfigError` when the optimiser state in `checkpoint` was written under another way of splitting the model.
-
-    The number of processes may differ: whole states are saved, and cut again as this run needs them.
-    """
-    written = (
-        "FSDP"
-        if (checkpoint / "optimizer.bin").exists() or any(checkpoint.glob("optimizer_*"))
-        else "one copy per process"
-    )
-    now = "FSDP" if trainer.is_fsdp_enabled else "one copy per process"
-    if not trainer.is_deepspeed_enabled and written != now:
-        raise ConfigError(
-            f"{checkpoint} was written by a run with {written} of the model, and this run has {now}: "
-            "resume it under the same launch.strategy (the number of processes may differ)"
-        )
 
 
 def use_own_device() -> None:

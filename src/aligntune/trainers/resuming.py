@@ -8,7 +8,8 @@ from typing import Any
 from transformers import TrainerState
 
 from aligntune.models.save import load_weights
-from aligntune.trainers.parallel import check_checkpoint
+from aligntune.trainers.layouts import read_any_layout
+from aligntune.trainers.random_state import read_any_random_state
 
 
 def fit(trainer: Any, checkpoint: Path | None) -> None:
@@ -19,5 +20,6 @@ def fit(trainer: Any, checkpoint: Path | None) -> None:
         trainer.state = state
         return
     if checkpoint is not None:
-        check_checkpoint(trainer, checkpoint)
+        read_any_layout(trainer, checkpoint)
+        read_any_random_state(trainer)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
