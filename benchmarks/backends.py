@@ -24,8 +24,8 @@ BACKENDS = ("unsloth", "trl", "native")
 WARMUP = 3
 
 
-def write_parts(folder: Path, shape: str, lengths: Sequence[int] | None = None) -> None:
-    """A model, its byte tokenizer, texts (of `lengths` tokens) and prompts."""
+def byte_tokenizer() -> Any:
+    """A token a byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -35,9 +35,12 @@ def write_parts(folder: Path, shape: str, lengths: Sequence[int] | None = None) 
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", pad_token="<pad>").save_pretrained(
-        folder / "model"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", pad_token="<pad>")
+
+
+def write_parts(folder: Path, shape: str, lengths: Sequence[int] | None = None) -> None:
+    """A model, its byte tokenizer, texts (of `lengths` tokens) and prompts."""
+    byte_tokenizer().save_pretrained(folder / "model")
     build_model(shape, "cpu").save_pretrained(folder / "model")
     rng = random.Random(0)
     texts = ["".join(rng.choice("abcdefgh ") for _ in range(length)) for length in lengths or text_lengths(512, 1024)]

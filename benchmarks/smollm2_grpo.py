@@ -18,6 +18,7 @@ from typing import Any
 
 from shapes import versions
 
+from aligntune.reporting.palette import standalone
 from aligntune.reporting.svg import Line, line_chart
 
 HELD_OUT = 256
@@ -85,7 +86,7 @@ def train(model: Path, data: Path, out: Path, steps: int, prompts: int) -> None:
         [row["step"] for row in held_out],
         [row["accuracy"] for row in held_out],
     )
-    (out / "smollm2_grpo.svg").write_text(line_chart([reward, exact], title="GRPO on SmolLM2-135M-Instruct: sums of two numbers", x_label="step"))  # fmt: skip
+    (out / "smollm2_grpo.svg").write_text(standalone(line_chart([reward, exact], title="GRPO on SmolLM2-135M-Instruct: sums of two numbers", x_label="step")))  # fmt: skip
     table = "\n".join(f"| {row['step']} | {row['accuracy']:.3f} |" for row in held_out)
     (out / "smollm2_grpo.md").write_text(f"Greedy accuracy on {HELD_OUT} held-out prompts; {seconds:.0f} s for {steps} steps of {8 * prompts} completions ({versions()['card']}).\n\n| step | accuracy |\n|---|---|\n{table}\n")  # fmt: skip
     print(table)
