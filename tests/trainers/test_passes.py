@@ -31,6 +31,7 @@ from aligntune.trainers.passes import BoundedPasses, cut
     ([5, 5, 5, 5], 14, [[0, 1], [2, 3]]),
     ([2, 2, 2, 2, 2, 2], 9, [[0, 1, 2], [3, 4, 5]]),  # 6 and 6, not 8 and 4
     ([7], 3, [[0]]),
+    ([], 3, [[]]),
 ], ids=str)  # fmt: skip
 def test_pieces_by_hand(lengths: list[int], limit: int | None, pieces: list[list[int]]) -> None:
     assert cut(lengths, limit) == pieces

@@ -22,7 +22,8 @@ Piece = TypeVar("Piece")
 
 
 def cut(lengths: Sequence[int], limit: int | None, *, padded: bool = False) -> list[list[int]]:
-    """Places of all rows in few pieces of near equal size, of at most `limit` tokens each (None: one piece).
+    """Places of all rows in few pieces of near equal size, of at most `limit` tokens each (None: one piece). No
+    rows are one piece too, since a micro-batch is a pass even where none of its rows carries loss.
 
     A row longer than `limit` is a piece of its own. `padded`: the tokens of a piece are its rows times its longest. Places
     ascend within a piece, and pieces are in the order of their first places.
@@ -30,7 +31,7 @@ def cut(lengths: Sequence[int], limit: int | None, *, padded: bool = False) -> l
     First-fit decreasing gives the number of pieces; the least limit that it meets with as many balances them (MULTIFIT, Coffman,
     Garey and Johnson 1978).
     """
-    if limit is None:
+    if limit is None or not lengths:
         return [list(range(len(lengths)))]
     pieces = _filled(lengths, limit, padded)
     least, most = max((length for length in lengths if length <= limit), default=limit), limit
