@@ -145,7 +145,7 @@ class RecorderCallback(TrainerCallback):
             self._meter = None
 
     def _measured(self, values: Mapping[str, Any], args: TrainingArguments) -> dict[str, Any]:
-        """Tokens so far, tokens per second since the last log, seconds so far, peak memory of this device in GiB."""
+        """Tokens so far, tokens per second since the last log, seconds so far, peak memory in GiB of the device that needs most."""
         now = time.monotonic()
         found: dict[str, Any] = {"elapsed_s": round(self._elapsed_before + now - self._started, 3)}
         tokens = self._tokens(values, args)
@@ -155,7 +155,7 @@ class RecorderCallback(TrainerCallback):
                 found["tokens_per_second"] = (tokens - self._tokens_logged) / (now - self._logged)
             self._tokens_logged = tokens
         if args.device.type == "cuda":
-            found["memory_gib"] = torch.cuda.max_memory_allocated(args.device) / 2**30
+            found["memory_gib"] = _of_fullest(torch.cuda.max_memory_allocated(args.device) / 2**30, args.device)
         self._logged = now
         return found
 
@@ -169,6 +169,15 @@ class RecorderCallback(TrainerCallback):
             distributed.all_reduce(local)
         seen = int(local.item())
         return self._tokens_before + seen if seen else values.get("num_tokens")
+
+
+def _of_fullest(gib: float, device: torch.device) -> float:
+    """The largest value of any process."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return gib
+    most = torch.tensor(gib, device=device)
+    distributed.all_reduce(most, distributed.ReduceOp.MAX)
+    return float(most)
 
 
 def split_of(logs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
