@@ -51,19 +51,23 @@ def collect(trainer: OnlineTrainer) -> dict[str, Any]:
 
 def restore(trainer: OnlineTrainer, checkpoint: Path) -> None:
     """Continue from a checkpoint. Written by another number of processes, the rollout in progress is drawn anew."""
-    path = checkpoint / _name(trainer)
-    whole = path.exists()
-    if not whole:
-        others = sorted(checkpoint.glob(f"*{STATE}"))
-        if not others:
-            logger.warning("%s holds no %s: prompts begin again at the first", checkpoint, STATE)
-            return
-        path = others[0]
+    files = sorted(checkpoint.glob(f"*{STATE}"))
+    if not files:
+        logger.warning("%s holds no %s: prompts begin again at the first", checkpoint, STATE)
+        return
+    whole = {file.name for file in files} == names(trainer.args.world_size)
+    first = trainer.args.process_index == 0
+    if whole:
+        files = [checkpoint / _name(trainer)]
+    else:
         logger.warning("the number of processes changed: the rollout in progress is drawn anew")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    states = [
+        torch.load(path, map_location="cpu", weights_only=True) for path in (files if whole or first else files[:1])
+    ]
+    state = states[0]
     trainer.phase, trainer.sampler.stream.position = state["phase"], state["position"]
     trainer.sampler.rewards.load_state_dict(state["rewards"])
-    trainer.tokens = state["tokens"] if whole else 0
+    trainer.tokens = sum(each["tokens"] for each in states) if whole or first else 0
     if whole and state["rollout"] is not None:
         trainer.rollout, trainer.done, trainer.order = Rollout(**state["rollout"]), state["done"], state["order"]
     if trainer.critic is not None and trainer.critic_updates is not None:
@@ -71,6 +75,11 @@ def restore(trainer: OnlineTrainer, checkpoint: Path) -> None:
         trainer.critic.load_state_dict(state["critic"])
     if trainer.reference is not None:
         trainer.reference.load_state_dict(state["reference"])
+
+
+def names(world: int) -> set[str]:
+    """The files that `world` processes write into a checkpoint."""
+    return {STATE} if world == 1 else {f"{rank}.{STATE}" for rank in range(world)}
 
 
 def _name(trainer: OnlineTrainer) -> str:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from aligntune.errors import AlignTuneError, ConfigError, MissingExtra, ModelError
+from aligntune.rewards import RewardSet
 from aligntune.rewards.model import load
+from aligntune.trainers import online_state
 
 Run = Callable[..., Any]
 
@@ -88,6 +91,26 @@ def test_a_moved_reference_survives_a_restart(tmp_path: Path, run: Run) -> None:
     run(out="cut", **settings).train()
     run(out="cut", **settings).train(resume=str(tmp_path / "cut" / "checkpoints" / "checkpoint-3"))
     assert lines(tmp_path / "cut") == whole
+
+
+@pytest.mark.parametrize(("world", "tokens"), [(2, [100, 0]), (4, [10, 20, 30, 40]), (6, [100, 0, 0, 0, 0, 0])])
+def test_ranks_of_another_number_all_draw_anew(tmp_path: Path, world: int, tokens: list[int]) -> None:
+    """Four processes wrote; a rank that finds a file of its number must not go on in its rollout while others begin one."""
+    for rank in range(4):
+        state = {"phase": 3, "done": 1, "order": torch.arange(2), "position": 24, "tokens": 10 * (rank + 1), "rewards": {},
+                 "rollout": dict.fromkeys(("prompt_ids", "completion_ids", "loss_mask", "counted", "advantages", "sampler_log_probs"))}  # fmt: skip
+        torch.save(state, tmp_path / f"{rank}.{online_state.STATE}")
+    found = []
+    for rank in range(world):
+        sampler = SimpleNamespace(stream=SimpleNamespace(position=0), rewards=RewardSet(["length"]))
+        trainer: Any = SimpleNamespace(args=SimpleNamespace(world_size=world, process_index=rank), sampler=sampler, rollout=None,
+                                       done=0, critic=None, critic_updates=None, reference=None)  # fmt: skip
+        online_state.restore(trainer, tmp_path)
+        found.append(trainer)
+    assert [trainer.tokens for trainer in found] == tokens
+    assert {(trainer.phase, trainer.sampler.stream.position) for trainer in found} == {(3, 24)}
+    assert {trainer.done for trainer in found} == {1 if world == 4 else 0}
+    assert {trainer.rollout is None for trainer in found} == {world != 4}
 
 
 # Start ----------------------------------------------------------------------------------------------------------------
