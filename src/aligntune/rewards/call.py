@@ -103,6 +103,8 @@ class Caller:
         Raises:
             RewardError: a missing column; a result that is no score; with "raise" also any exception of the function.
         """
+        if not len(batch):  # a process whose draw of prompts was empty
+            return [], []
         arguments = self._arguments(batch)
         if self.reward.batched:
             results, failures = self._whole(batch, arguments)

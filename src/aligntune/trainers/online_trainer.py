@@ -12,6 +12,7 @@ was cut. Nothing holds a [tokens, vocabulary] tensor.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +26,10 @@ from transformers import Trainer
 from aligntune.algorithms.base import AlgorithmSpec, ScoredRollouts
 from aligntune.algorithms.batch import Loss, Normalizers, combine_metrics
 from aligntune.models.forward import runs_padded
+from aligntune.rewards.normalise import Moments, merge
 from aligntune.trainers.critic import Critic, CriticUpdates
 from aligntune.trainers.online_forward import MEASURED_TOKENS, Forward, scatter
-from aligntune.trainers.online_metrics import Meter, of_all_processes, of_all_shares
+from aligntune.trainers.online_metrics import Meter, gathered, gathered_moments, of_all_processes, of_all_shares
 from aligntune.trainers.online_plan import Plan
 from aligntune.trainers.online_state import OnlineState, restore
 from aligntune.trainers.parallel import AutocastLoss
@@ -148,7 +150,7 @@ class OnlineTrainer(BoundedPasses, AutocastLoss, Trainer):
         """Sample and score completions, and decide in which order they are trained on."""
         seed = self.args.seed + 7919 * (self.phase * self.args.world_size + self.args.process_index)
         self.model.eval()
-        scored = self.sampler.sample(self.plan.prompts, seed, self.agree)
+        scored = self.sampler.sample(self.plan.prompts, seed, gathered)
         self.rollout = self._rollout(scored)
         self.phase, self.done, self._update = self.phase + 1, 0, (0.0, 0)
         generator = torch.Generator().manual_seed(self.args.seed + self.phase)
@@ -191,10 +193,23 @@ class OnlineTrainer(BoundedPasses, AutocastLoss, Trainer):
             self.settings, self._all_sum,
         )  # fmt: skip
         rollout.advantages, rollout.returns = made.advantages, made.returns
-        rollout.metrics |= {name: float(value) for name, value in made.metrics.items()} | advantage_metrics(rollout)
+        rollout.metrics |= {name: float(value) for name, value in made.metrics.items()} | self._spread_of_advantages(
+            rollout
+        )
         if not bool(loss_mask.any()):
             self._warn_once(ALL_TRUNCATED)
         return rollout
+
+    def _spread_of_advantages(self, rollout: Rollout) -> dict[str, float]:
+        """Mean and population spread of the advantages that reach the loss, over all processes."""
+        advantages = rollout.advantages
+        used = (advantages[rollout.loss_mask] if advantages.dim() == 2 else advantages[rollout.counted]).double()
+        center = float(used.mean()) if len(used) else 0.0
+        whole: Moments = (0.0, 0.0, 0.0)
+        for part in gathered_moments((float(len(used)), center, float((used - center).square().sum()))):
+            whole = merge(whole, part)
+        count, mean, squares = whole
+        return {"advantages/mean": mean, "advantages/std": math.sqrt(squares / count)} if count else {}
 
     @torch.no_grad()
     def _measure(self, rollout: Rollout) -> None:
@@ -279,12 +294,3 @@ class OnlineTrainer(BoundedPasses, AutocastLoss, Trainer):
         if message not in self._warned:
             self._warned.add(message)
             logger.warning(message)
-
-
-def advantage_metrics(rollout: Rollout) -> dict[str, float]:
-    """Mean and spread of the advantages that reach the loss."""
-    advantages = rollout.advantages
-    used = advantages[rollout.loss_mask] if advantages.dim() == 2 else advantages[rollout.counted]
-    if not len(used):
-        return {}
-    return {"advantages/mean": float(used.mean()), "advantages/std": float(used.std(correction=0))}

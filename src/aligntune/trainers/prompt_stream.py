@@ -32,14 +32,14 @@ class PromptStream:
         return len(self.rows)
 
     def draw(self, count: int) -> list[dict[str, Any]]:
-        """The next `count` prompts of this process; every process must draw as many."""
+        """This process's share of the next `count` prompts; every process must draw as many."""
         found = [self.rows[at] for at in self.places(self.position, count)]
-        self.position += self.world * count
+        self.position += count
         return found
 
     def places(self, position: int, count: int) -> list[int]:
-        """Which rows this process takes when `count` for each process are drawn from `position` on."""
-        own = (position + self.rank + self.world * at for at in range(count))
+        """Which rows this process takes when `count` prompts are drawn from `position` on by all processes."""
+        own = range(position + self.rank, position + count, self.world)
         return [int(self.order(place // len(self))[place % len(self)]) for place in own]
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:

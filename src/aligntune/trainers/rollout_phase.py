@@ -1,7 +1,7 @@
 """The rollout phase: prompts in order, completions from the policy, and their rewards.
 
 Dynamic sampling: prompts that the algorithm does not keep are replaced by others, at most `max_resample_batches` times. What is
-missing then is filled with dropped ones, which are not counted.
+missing then is filled with dropped ones, which are not counted. Several processes draw and keep what one would, and deal it out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from aligntune.algorithms.base import AlgorithmSpec
 from aligntune.data.pairs import PROMPT_COLUMNS, asked_of
 from aligntune.rewards import RewardSet
 from aligntune.rollouts.base import RolloutEngine, Rollouts, SamplingParams
+from aligntune.trainers.online_metrics import pooled
 from aligntune.trainers.prompt_stream import PromptStream
 from aligntune.trainers.rollout import fill_missing
 
-LEAST_KEPT = 0.25
+LEAST_KEPT = Fraction(1, 4)
 """Dynamic sampling draws for at least this share of kept prompts, however few were kept so far."""
 
 
@@ -66,9 +68,26 @@ def joined(parts: Sequence[Scored]) -> Scored:
     )
 
 
-def same(count: int) -> int:
-    """The agreement of a run with one process."""
-    return count
+Gather = Callable[[list[Any]], list[Any]]
+"""From this process's records to those of all processes; every process must call it."""
+
+
+Mark = tuple[bool, int]
+"""Of a drawn prompt: whether it was dropped, and its place in the order drawn, over all processes."""
+
+
+def draw_size(missing: int, kept: int, drawn: int, most: int) -> int:
+    """How many prompts to draw when `missing` are needed and `kept` of `drawn` were kept so far; at most `most`."""
+    share = Fraction(kept, drawn) if drawn else Fraction(1)
+    return min(most, math.ceil(missing / max(share, LEAST_KEPT)))
+
+
+def deal(mine: Scored, own: list[Mark], taken: list[Mark], rank: int, world: int, gather: Gather) -> Scored:
+    """This process's part of the prompts `taken` from all; `mine` and its marks `own`: those that it drew."""
+    wanted = set(taken)
+    records = gather([(mark, mine.take([at])) for at, mark in enumerate(own) if mark in wanted])
+    by_mark = dict(records)
+    return joined([by_mark[mark] for mark in taken[rank::world]])
 
 
 class Sampler:
@@ -83,32 +102,41 @@ class Sampler:
         self.rounds = max(1, getattr(config, "max_resample_batches", 1))
         """Draws of a phase at most; algorithms that keep every prompt need one."""
 
-    def sample(self, prompts: int, seed: int, agree: Callable[[int], int] = same) -> Scored:
-        """`prompts` prompts with their scored completions. `agree` is the largest of a count over all processes: they draw in step,
-        so that no prompt is drawn twice."""
-        kept: list[Scored] = []
-        dropped: list[Scored] = []
+    def sample(self, prompts: int, seed: int, gather: Gather = list) -> Scored:
+        """`prompts` prompts for this process, with their scored completions.
+
+        All processes together draw, keep and drop as one process that wants as many prompts: a place in the order of what was
+        drawn is kept or not whoever has it, and of those that are taken each process gets every `world`-th.
+        """
+        world, rank = self.stream.world, self.stream.rank
+        wanted = prompts * world
         drawn: list[Scored] = []
-        have = total = 0
-        while (missing := agree(prompts - have)) > 0 and len(drawn) < self.rounds:
-            share = agree(round(1000 * have / total)) / 1000 if total else 1.0
-            count = min(prompts, math.ceil(missing / max(share, LEAST_KEPT)))
+        marks: list[Mark] = []
+        own: list[Mark] = []
+        have = 0
+        while have < wanted and len(drawn) < self.rounds:
+            count, before = draw_size(wanted - have, have, len(marks), wanted), len(marks)
             found = self.score(self.stream.draw(count), seed + 1_000_003 * len(drawn))
             keep = self.spec.keep_groups(fill_missing(found.rewards)[0], self.config).tolist()
-            kept.append(found.take([at for at, good in enumerate(keep) if good]))
-            dropped.append(found.take([at for at, good in enumerate(keep) if not good]))
+            own += [(not good, before + rank + world * at) for at, good in enumerate(keep)]
             drawn.append(found)
-            have, total = have + sum(keep), total + count
-        whole = joined([*kept, *dropped]).take(range(prompts))  # prompts beyond those needed are left out
-        whole.fillers = max(0, prompts - have)
-        whole.metrics = phase_metrics([part.metrics for part in drawn], [len(part.rows) for part in drawn])
+            marks = gather(own)
+            have = sum(not dropped for dropped, _ in marks)
+        taken = sorted(marks)[:wanted]  # kept ones first, each in the order drawn; what is beyond is left out
+        mine = joined(drawn)
+        if have < len(marks):
+            mine = deal(mine, own, taken, rank, world, gather)
+        mine.fillers = sum(dropped for dropped, _ in taken[rank::world])
+        counts = [len(part.rows) for part in drawn]
+        parts = gather([(pooled([part.metrics for part in drawn], counts), sum(counts))])
+        mine.metrics = pooled([metrics for metrics, _ in parts], [count for _, count in parts], at_once=True)
         if self.rounds > 1:
-            whole.metrics |= {
+            mine.metrics |= {
                 "dynamic_sampling/rounds": float(len(drawn)),
-                "dynamic_sampling/kept_share": have / total,
-                "dynamic_sampling/missing_share": whole.fillers / prompts,
+                "dynamic_sampling/kept_share": have / len(marks),
+                "dynamic_sampling/missing_share": max(0, wanted - have) / wanted,
             }
-        return whole
+        return mine
 
     def score(self, rows: list[dict[str, Any]], seed: int) -> Scored:
         """Completions of these prompts and their rewards."""
@@ -134,35 +162,21 @@ def reward_arguments(
     prompts = [prompt for prompt in asked for _ in range(group)]
     names = [name for name in (rows[0] if rows else {}) if name not in PROMPT_COLUMNS]
     columns = {name: [row[name] for row in rows for _ in range(group)] for name in names}
-    return prompts, tokenizer.batch_decode(completion_ids, skip_special_tokens=True), columns, completion_ids
+    texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True) if completion_ids else []
+    return prompts, texts, columns, completion_ids
 
 
 def length_metrics(rollouts: Rollouts) -> dict[str, float]:
-    """How long completions are, and which share did not end."""
+    """How long completions are, and which share did not end; nothing when there are none."""
     lengths = [len(ids) for ids in rollouts.completion_ids]
+    if not lengths:
+        return {}
     return {
         "completions/mean_length": sum(lengths) / len(lengths),
         "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),
         "completions/truncated_share": 1 - sum(rollouts.finished) / len(lengths),
     }
-
-
-def phase_metrics(parts: Sequence[Mapping[str, float]], weights: Sequence[int]) -> dict[str, float]:
-    """Metrics of several draws as those of one: extremes, sums of seconds, and means over the prompts (of those that measured)."""
-    found: dict[str, float] = {}
-    for name in dict.fromkeys(name for part in parts for name in part):
-        values = [(part[name], weight) for part, weight in zip(parts, weights, strict=True) if name in part]
-        numbers = [value for value, _ in values]
-        if name.endswith("min_length"):
-            found[name] = min(numbers)
-        elif name.endswith("max_length"):
-            found[name] = max(numbers)
-        elif name.endswith("_seconds"):
-            found[name] = sum(numbers)
-        else:
-            found[name] = sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
-    return found
 
 
 def with_headline(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from fractions import Fraction
+from threading import Barrier, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,11 +22,11 @@ from aligntune.config.algorithms import DAPOConfig, GRPOConfig, PPOConfig
 from aligntune.errors import ConfigError
 from aligntune.rewards import RewardSet
 from aligntune.rollouts.base import Rollouts, SamplingParams
-from aligntune.trainers.online_metrics import Meter
+from aligntune.trainers.online_metrics import Meter, pooled
 from aligntune.trainers.online_plan import Plan, make_plan
 from aligntune.trainers.prompt_stream import PromptStream
 from aligntune.trainers.rollout import Rollout, fill_missing
-from aligntune.trainers.rollout_phase import Sampler, phase_metrics, reward_arguments
+from aligntune.trainers.rollout_phase import Sampler, reward_arguments
 from aligntune.trainers.samples import is_due
 
 
@@ -81,7 +83,7 @@ def test_every_pass_draws_every_prompt_once(count: int, world: int, phase: int, 
     ]
     drawn: list[int] = []
     while len(drawn) < 3 * count:
-        parts = [[row["level"] for row in stream.draw(phase)] for stream in streams]
+        parts = [[row["level"] for row in stream.draw(phase * world)] for stream in streams]
         drawn += [level for at in range(phase) for level in (part[at] for part in parts)]
     for start in range(0, 2 * count, count):
         assert sorted(drawn[start : start + count]) == list(range(count))
@@ -160,7 +162,7 @@ def test_later_draws_ask_for_more_when_few_are_kept():
     made.sample(8, seed=0)
     first, second = made.engine.calls[:2]
     kept = sum(level % 4 == 0 for level in made.stream.order(0)[:8])
-    assert (first, second) == (8, min(8, math.ceil((8 - kept) / max(round(1000 * kept / 8) / 1000, 0.25))))
+    assert (first, second) == (8, min(8, math.ceil((8 - kept) / max(Fraction(kept, 8), Fraction(1, 4)))))
 
 
 def test_the_cap_holds_and_what_is_missing_is_filled_but_not_counted():
@@ -178,23 +180,87 @@ def test_without_dynamic_sampling_one_draw_is_kept_whole():
     assert found.fillers == 0
 
 
-def test_processes_draw_in_step():
-    """Another process misses 5 prompts: this one, which misses fewer, draws as many."""
-    made = sampler(lambda level: True)
-    made.sample(4, seed=0, agree=lambda count: max(count, 5) if made.stream.position < 20 else 0)
-    assert len(set(made.engine.calls)) == 1
-    assert made.stream.position >= 20
+def of_processes(world: int, prompts_of_all: int, good: Any, **settings: Any) -> list[tuple[Sampler, list[Any]]]:
+    """Two phases of `world` processes, which are threads here: by rank, its sampler and what it got."""
+    barrier, records = Barrier(world, timeout=20), [[] for _ in range(world)]
+    made = [sampler(good, **settings) for _ in range(world)]
+    found: list[list[Any]] = [[] for _ in range(world)]
+
+    def run(rank: int) -> None:
+        def gather(own: list[Any]) -> list[Any]:
+            barrier.wait()
+            records[rank] = list(own)
+            barrier.wait()
+            return [record for part in records for record in part]
+
+        made[rank].stream.rank, made[rank].stream.world = rank, world
+        for phase in range(2):
+            found[rank].append(made[rank].sample(prompts_of_all // world, phase, gather))
+
+    threads = [Thread(target=run, args=(rank,), daemon=True) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=40)
+    assert not any(thread.is_alive() for thread in threads)
+    return list(zip(made, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    "good", [lambda level: level % 3 == 0, lambda level: level < 20, lambda level: level in (7, 25)]
+)
+def test_processes_keep_what_one_would(good: Any):
+    """Prompts, completions, fillers, place in the stream and metrics, though a draw does not divide by the processes and is
+    empty for some, and one has kept more than another."""
+    ((alone, phases),) = of_processes(1, 6, good, max_resample_batches=4)
+    assert len(alone.engine.calls) > 2
+    for world in (2, 3, 6):
+        several = of_processes(world, 6, good, max_resample_batches=4)
+        calls = [made.engine.calls for made, _ in several]
+        assert [sum(call) for call in zip(*calls, strict=True)] == alone.engine.calls
+        assert {made.stream.position for made, _ in several} == {alone.stream.position}
+        for phase, whole in enumerate(phases):
+            parts = [found[phase] for _, found in several]
+            dealt = [levels(part)[at] for at in range(6 // world) for part in parts]
+            assert dealt == levels(whole)
+            assert sum(part.fillers for part in parts) == whole.fillers
+            assert all(part.rollouts.completion_ids[0][0] == part.rows[0]["prompt_ids"][0] for part in parts)
+            for part in parts:
+                measured = {name: value for name, value in part.metrics.items() if not name.startswith("perf/")}
+                assert measured == pytest.approx({name: whole.metrics[name] for name in measured})
+                assert set(part.metrics) == set(whole.metrics)
 
 
 def test_metrics_of_several_draws():
     parts = [{"reward": 1.0, "completions/max_length": 5.0, "perf/rollout_seconds": 1.0}, {"reward": 0.0, "completions/max_length": 9.0,
              "perf/rollout_seconds": 2.0, "only": 3.0}]  # fmt: skip
-    assert phase_metrics(parts, [3, 1]) == {
-        "reward": 0.75,
-        "completions/max_length": 9.0,
-        "perf/rollout_seconds": 3.0,
-        "only": 3.0,
-    }
+    expected = {"reward": 0.75, "completions/max_length": 9.0, "perf/rollout_seconds": 3.0, "only": 3.0}
+    assert pooled(parts, [3, 1]) == expected
+    assert pooled(parts, [3, 1], at_once=True) == expected | {"perf/rollout_seconds": 1.25}
+
+
+def test_spreads_are_about_the_mean_of_all():
+    """Scores 1, 3 here and 5, 5, 7, 11 there: mean 32/6, squares 230/6, so that the variance is 89/9. Of a second reward the
+    scores are 2, null and null, 4, 4, 10: mean 5, variance 9."""
+    here = {"reward": 2.0, "reward_std": 1.0, "reward_null": 0.0,
+            "rewards/b/mean": 2.0, "rewards/b/std": 0.0, "rewards/b/null": 0.5,
+            "rewards/b/weighted/mean": 4.0, "rewards/b/weighted/std": 0.0}  # fmt: skip
+    there = {"reward": 7.0, "reward_std": math.sqrt(6), "reward_null": 0.0,
+             "rewards/b/mean": 6.0, "rewards/b/std": math.sqrt(8), "rewards/b/null": 0.25,
+             "rewards/b/weighted/mean": 12.0, "rewards/b/weighted/std": 2 * math.sqrt(8)}  # fmt: skip
+    found = pooled([here, there], [2, 4])
+    assert found == pytest.approx({
+        "reward": 32 / 6, "reward_std": math.sqrt(89) / 3, "reward_null": 0.0,
+        "rewards/b/mean": 5.0, "rewards/b/std": 3.0, "rewards/b/null": 2 / 6,
+        "rewards/b/weighted/mean": 10.0, "rewards/b/weighted/std": 6.0,
+    })  # fmt: skip
+    assert pooled([found, found], [1, 1], at_once=True) == pytest.approx(found)
+
+
+def test_a_process_may_have_no_prompt_in_a_draw():
+    """The fourth draw is of 4 prompts for 6 processes."""
+    several = of_processes(6, 6, lambda level: level % 3 == 0, max_resample_batches=4)
+    assert [made.engine.calls[3] for made, _ in several] == [1, 1, 1, 1, 0, 0]
 
 
 # Rewards --------------------------------------------------------------------------------------------------------------

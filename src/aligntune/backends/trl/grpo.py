@@ -95,7 +95,7 @@ class PhaseRows:
     def __iter__(self) -> Iterator[list[int]]:
         passes = self.trainer.state.global_step // (self.phases * self.plan.steps)
         for phase in range(passes * self.phases, (passes + 1) * self.phases):
-            places = self.stream.places(phase * self.stream.phase, self.plan.prompts)
+            places = self.stream.places(phase * self.stream.phase, self.stream.phase)
             rows = [place for place in places for _ in range(self.plan.group)]
             for _ in range(self.plan.steps * self.plan.accumulation):
                 yield rows
