@@ -183,13 +183,20 @@ def test_another_number_of_processes_continues(finished: Finished, name: str, co
 
 
 @pytest.mark.parametrize(
-    ("name", "began"), [("sft-native", "ddp"), ("sft-native", "fsdp2"), ("sft_lora-native", "fsdp2")]
+    ("name", "began"),
+    [("sft-native", "ddp"), ("sft-native", "fsdp2"), ("sft_lora-native", "fsdp2"), ("sft-trl", "fsdp2")],
 )
 def test_one_process_continues_what_two_began(
     finished: Finished, sft_config: Callable[..., dict[str, Any]], name: str, began: str
 ) -> None:
     runs = finished[0]
-    again = create_trainer(sft_config(runs / f"{name}-{began}_then_one", model=LORA if "lora" in name else None))
+    again = create_trainer(
+        sft_config(
+            runs / f"{name}-{began}_then_one",
+            backend=name.partition("-")[2],
+            model=LORA if "lora" in name else None,
+        )
+    )
     again.train(resume=str(runs / f"{name}-{began}/checkpoints/checkpoint-2"))
     check_continued(runs, name, f"{began}_then_one", "one")
     torch.testing.assert_close(

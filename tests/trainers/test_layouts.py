@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_op
 import tiny
 from aligntune.core.backend_factory import create_sft_trainer
 from aligntune.errors import ConfigError
+from aligntune.optim.split_adamw import SplitAdamW
 from aligntune.trainers import layouts
 
 LORA = {"use_peft": True, "lora_dropout": 0.3}
@@ -80,6 +82,40 @@ def test_shards_of_a_run_of_several_processes(files: Path, monkeypatch: pytest.M
     assert len(losses(files, out)) == 3
     kept = load_file(files / out / "model" / name)
     assert all(torch.equal(kept[key], weight) for key, weight in best.items())
+    last = load_file(files / out / "checkpoints" / "checkpoint-4" / name)
+    assert not all(torch.equal(last[key], weight) for key, weight in best.items())
+
+
+def test_split_weights_keep_their_rest(tmp_path: Path) -> None:
+    """AdamW on bfloat16 weights: what a named state holds beside the moments, bit for bit; and the next step is the same."""
+
+    def made() -> tuple[torch.nn.Module, SplitAdamW]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(5, 3).bfloat16()
+        return model, SplitAdamW([{"params": [model.bias]}, {"params": [model.weight]}], lr=0.1, weight_decay=0.1)
+
+    def step(model: torch.nn.Module, optimizer: SplitAdamW) -> None:
+        model(torch.ones(1, 5, dtype=torch.bfloat16)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model, optimizer = made()
+    for _ in range(3):
+        step(model, optimizer)
+    torch.save(get_optimizer_state_dict(model, optimizer), tmp_path / "optimizer.bin")
+    torch.save({}, tmp_path / "scheduler.pt")
+    again, other = made()
+    again.load_state_dict(model.state_dict())
+    scheduler = SimpleNamespace(load_state_dict=lambda state: None)
+    layouts.read_optimizer(
+        SimpleNamespace(model=again, model_wrapped=again, optimizer=other, lr_scheduler=scheduler), tmp_path
+    )
+    assert other.state[again.weight]["rest"].any()
+    for _ in range(2):
+        step(model, optimizer)
+        step(again, other)
+    assert torch.equal(again.weight, model.weight)
+    assert torch.equal(other.state[again.weight]["rest"], optimizer.state[model.weight]["rest"])
 
 
 @pytest.mark.usefixtures("short_answers")
