@@ -16,6 +16,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from aligntune.reporting import Recorder, RunDirectory
+from aligntune.trainers.parallel import largest_of_all
 
 SUMMARY = ("train_loss", "total_flos")
 """Names by which the trainer's closing log is known. It sums up one session only, so it is not a metric of the run."""
@@ -155,7 +156,7 @@ class RecorderCallback(TrainerCallback):
                 found["tokens_per_second"] = (tokens - self._tokens_logged) / (now - self._logged)
             self._tokens_logged = tokens
         if args.device.type == "cuda":
-            found["memory_gib"] = _of_fullest(torch.cuda.max_memory_allocated(args.device) / 2**30, args.device)
+            found["memory_gib"] = largest_of_all(torch.cuda.max_memory_allocated(args.device) / 2**30, args.device)
         self._logged = now
         return found
 
@@ -169,15 +170,6 @@ class RecorderCallback(TrainerCallback):
             distributed.all_reduce(local)
         seen = int(local.item())
         return self._tokens_before + seen if seen else values.get("num_tokens")
-
-
-def _of_fullest(gib: float, device: torch.device) -> float:
-    """The largest value of any process."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return gib
-    most = torch.tensor(gib, device=device)
-    distributed.all_reduce(most, distributed.ReduceOp.MAX)
-    return float(most)
 
 
 def split_of(logs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

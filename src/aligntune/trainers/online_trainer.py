@@ -33,7 +33,7 @@ from aligntune.trainers.online_metrics import Meter, gathered, gathered_moments,
 from aligntune.trainers.online_plan import Plan
 from aligntune.trainers.online_state import OnlineState, restore
 from aligntune.trainers.parallel import AutocastLoss
-from aligntune.trainers.passes import BoundedPasses, cut
+from aligntune.trainers.passes import SharesInPieces, cut
 from aligntune.trainers.reference import Reference, SyncReference
 from aligntune.trainers.rollout import Rollout, fill_missing, length_mask, padded
 from aligntune.trainers.rollout_phase import Sampler, Scored
@@ -46,7 +46,7 @@ ALL_TRUNCATED = (
 )
 
 
-class OnlineTrainer(BoundedPasses, AutocastLoss, Trainer):
+class OnlineTrainer(SharesInPieces, AutocastLoss, Trainer):
     """`sampler` makes rollouts; `reference` and `critic` where the spec needs them; `held_out(step)` gives the metrics of an
     evaluation."""
 
@@ -111,23 +111,16 @@ class OnlineTrainer(BoundedPasses, AutocastLoss, Trainer):
             self._begin_step()
         model.train()
         rows = self.rollout.with_loss(self.order[self.done * self.plan.micro : (self.done + 1) * self.plan.micro])
-        processes, values = self.accelerator.num_processes, []
-        for piece, counts in self.passes(model, self.pieces(rows, self.micro_batch_tokens)):
-            with self.compute_loss_context_manager():
-                loss = self.loss_of(model, piece)
-            value = loss.value * processes * counts
-            scale = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-            self.accelerator.backward(value, **scale)
-            values.append(value.detach())
-            if counts:
-                self._shares.append(loss.metrics)
+        pieces = self.pieces(rows, self.micro_batch_tokens)
+        value, metrics = self.train_on(model, pieces, lambda piece: self.loss_of(model, piece))
+        self._shares += metrics
         read = sum(self.rollout.lengths(rows))
         self.tokens += read
         self.done += 1
         self._update = (self._update[0] + time.perf_counter() - started, self._update[1] + read)
         if self.done % self.plan.accumulation == 0:
             self._end_step()
-        return torch.stack(values).sum()
+        return value
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Held-out prompts, answered greedily: rewards, and the share answered right at the first attempt (pass@1)."""

@@ -24,14 +24,14 @@ from aligntune.trainers.length_groups import GroupsByLength
 from aligntune.trainers.pair_batches import Pairs, Step
 from aligntune.trainers.pairs_evaluating import PairsEvaluation
 from aligntune.trainers.parallel import AutocastLoss, wait_for_all
-from aligntune.trainers.passes import BoundedPasses
+from aligntune.trainers.passes import SharesInPieces
 from aligntune.trainers.reference import Reference, SyncReference
 
 STATE = "reference.pt"
 """File in a checkpoint that holds a reference which synchronisation has moved."""
 
 
-class PairsTrainer(BoundedPasses, PairsEvaluation, GroupsByLength, AutocastLoss, Trainer):
+class PairsTrainer(SharesInPieces, PairsEvaluation, GroupsByLength, AutocastLoss, Trainer):
     """`reference` is None where the algorithm needs none, or all of its log-probabilities are in the rows."""
 
     def __init__(
@@ -77,20 +77,12 @@ class PairsTrainer(BoundedPasses, PairsEvaluation, GroupsByLength, AutocastLoss,
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of each piece of a micro-batch; the sum of their shares of the optimiser batch's loss."""
         model.train()
-        processes, values = self.accelerator.num_processes, []
-        for (pairs, step), counts in self.passes(model, inputs["pieces"]):
-            with self.compute_loss_context_manager():
-                loss = self.loss_of(model, pairs, step)
-            value = loss.value * processes * counts
-            scale = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-            self.accelerator.backward(value, **scale)
-            values.append(value.detach())
-            if counts:
-                self._shares.append(loss.metrics)
+        value, metrics = self.train_on(model, inputs["pieces"], lambda piece: self.loss_of(model, *piece))
+        self._shares += metrics
         if self.accelerator.sync_gradients:
             self._logged.append(combine_metrics(self._shares))
             self._shares = []
-        return torch.stack(values).sum()
+        return value
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         """The loss of a batch by itself."""

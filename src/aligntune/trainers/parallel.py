@@ -51,6 +51,15 @@ def wait_for_all() -> None:
         distributed.barrier()
 
 
+def largest_of_all(number: float, device: torch.device) -> float:
+    """The largest of a number over all processes; every process must call it."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return number
+    most = torch.tensor(number, device=device)
+    distributed.all_reduce(most, distributed.ReduceOp.MAX)
+    return most.item()
+
+
 def use_own_device() -> None:
     """Make this process's accelerator the current one, before a model is loaded onto "the" accelerator."""
     place = int(os.environ.get("LOCAL_RANK", "0"))

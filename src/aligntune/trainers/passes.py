@@ -6,12 +6,15 @@ so that cutting changes memory and speed alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+
+from aligntune.algorithms.batch import Loss
+from aligntune.trainers.parallel import largest_of_all
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -22,8 +25,8 @@ Piece = TypeVar("Piece")
 
 
 def cut(lengths: Sequence[int], limit: int | None, *, padded: bool = False) -> list[list[int]]:
-    """Places of all rows in few pieces of near equal size, of at most `limit` tokens each (None: one piece). No
-    rows are one piece too, since a micro-batch is a pass even where none of its rows carries loss.
+    """Places of all rows in few pieces of near equal size, of at most `limit` tokens each (None: one piece). No rows
+    are one piece, too.
 
     A row longer than `limit` is a piece of its own. `padded`: the tokens of a piece are its rows times its longest. Places
     ascend within a piece, and pieces are in the order of their first places.
@@ -89,11 +92,27 @@ class BoundedPasses(_Base):
 
     def agree(self, count: int) -> int:
         """The largest count of any process."""
-        if self.accelerator.num_processes == 1:
-            return count
-        most = torch.tensor(count, device=self.args.device)
-        distributed.all_reduce(most, distributed.ReduceOp.MAX)
-        return int(most)
+        return int(largest_of_all(count, self.args.device))
+
+
+class SharesInPieces(BoundedPasses):
+    """Mixin for trainers with a training step of their own, whose losses are shares of the optimiser batch with metrics."""
+
+    def train_on(
+        self, model: nn.Module, pieces: Sequence[Piece], loss_of: Callable[[Piece], Loss]
+    ) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """Forward and backward of each piece; the sum of the losses, times the number of processes, and the metrics of each."""
+        processes, values, metrics = self.accelerator.num_processes, [], []
+        scale = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+        for piece, counts in self.passes(model, pieces):
+            with self.compute_loss_context_manager():
+                loss = loss_of(piece)
+            value = loss.value * processes * counts
+            self.accelerator.backward(value, **scale)
+            values.append(value.detach())
+            if counts:
+                metrics.append(loss.metrics)
+        return torch.stack(values).sum(), metrics
 
 
 class StepsInPieces(BoundedPasses):
