@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from aligntune.backends.base import Run, missing
 from aligntune.config import applies
+from aligntune.config.launch import SHARDED
 from aligntune.config.run import SFTRunConfig
 
 if TYPE_CHECKING:
     from aligntune.trainers.session import Session
-
-
-SHARDED = ("fsdp2", "zero3")
-"""Launch strategies under which each process holds a part of the weights."""
 
 
 class NativeBackend:

@@ -1,27 +1,39 @@
-"""Are the decoder layers of a run compiled, as far as its settings tell?
+"""Are the decoder layers of a run compiled, and what do they keep, as far as its settings tell?
 
 `trainers.compiling` adds what model and machine say, `planning` what the model's shape says.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from aligntune.config.enums import AlgorithmType
+from aligntune.config.launch import SHARDED
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.errors import ConfigError
 
+Keep = Literal["all", "cheap", "half", "mlp"]
+"""What a compiled layer recomputes in its backward pass, in place of keeping it.
+
+all: keeps whatever the compiler likes, for speed. cheap: recomputes norms, activations and rotations, and keeps the results
+of matrix products and attention. half: of the two wide products that enter a gated MLP, one is recomputed too. mlp: both
+are. A product is wide when its result is more than twice as wide as its input.
+"""
 MEASURED = (AlgorithmType.SFT,)
 """Algorithms whose steps were measured to gain by it: compiled without being asked."""
 EARNS = 500
 """Forward and backward passes from which an unasked compilation pays. Compiling took 25 to 100 seconds on an H100's host,
 and a pass of 16k tokens by a 0.5B model then takes 0.07 seconds less; larger models gain more."""
+ELSEWHERE = "this architecture keeps its layers elsewhere"
 
 
 @dataclass(frozen=True)
 class Compiling:
     """A run that is to be compiled. `asked`: the setting that asks for it, if one does; `problem`: why it cannot be."""
 
+    keep: Keep
     asked: str | None
     problem: str | None = None
 
@@ -30,22 +42,33 @@ class Compiling:
         first = self.problem or problem
         if first is not None and self.asked is not None:
             raise ConfigError(f"{self.asked}: {first}")
-        return Compiling(self.asked, first)
+        return replace(self, problem=first)
+
+    def unless_it_drops(self, place: str | None) -> Compiling:
+        """With the reason that layers which recompute have dropout at `place` (None: they have none)."""
+        if place is None or self.keep == "all":
+            return self
+        return self.unless(
+            f"selective_checkpointing would draw other dropout in its second pass: set the dropout of {place} to 0"
+        )
 
 
-def compiling(run: SFTRunConfig | RLRunConfig, steps: int | None) -> Compiling | None:
-    """None where nobody wants it. `steps`: optimiser steps of the run; None, if unknown, counts as many."""
+def compiling(run: SFTRunConfig | RLRunConfig, steps: Callable[[], int | None]) -> Compiling | None:
+    """None where nobody wants it. `steps`: optimiser steps of the run, called if they matter; unknown ones count as many."""
     settings = run.model
     asked = None
     if settings.compile or settings.selective_checkpointing != "off":
         asked = "model.compile" if settings.compile else "model.selective_checkpointing"
     if settings.compile is False or (asked is None and run.algorithm not in MEASURED):
         return None
-    return Compiling(asked).unless(_problem(run)).unless(None if asked else _too_short(run, steps))
+    kept: tuple[Keep, ...] = get_args(Keep)
+    keep: Keep = next((each for each in kept if each == settings.selective_checkpointing), "all")
+    found = Compiling(keep, asked).unless(_problem(run))
+    return found if asked or found.problem else found.unless(_too_short(run, steps()))
 
 
 def _problem(run: SFTRunConfig | RLRunConfig) -> str | None:
-    if run.launch.strategy in ("fsdp2", "zero3"):
+    if run.launch.strategy in SHARDED:
         return "weights are sharded, which compiled layers were not tried with"
     if getattr(run.train, "activation_offloading", False):
         return "activations are offloaded, and the compiler would trace what moves them"

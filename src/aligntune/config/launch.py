@@ -9,6 +9,9 @@ from pydantic import Field
 
 from aligntune.config.base import Count, OneOf, Section, Settings
 
+SHARDED = ("fsdp2", "zero3")
+"""Strategies under which each process holds a part of the weights."""
+
 
 class LaunchConfig(Section):
     """Several processes, started by one command; it is printed, and what it needs lies in `output_dir/launch`."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from aligntune.config.base import LoraSettings
+from aligntune.config.compiling import Keep
 from aligntune.planning.shapes import Shape
 
 GIB = 2**30
@@ -47,8 +48,6 @@ Quantised = Literal["4bit", "4bit double", "8bit"]
 MATRIX_BYTES: dict[str, float] = {"4bit": 0.5 + 4 / 64, "4bit double": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
 """Bytes per parameter of a quantised matrix: the number, and one scale for each block of 64 (float32, or 8 bits)."""
 
-Keep = Literal["all", "cheap", "half", "mlp"]
-"""What compiled layers keep (`models.kernels.compile`)."""
 EVERY = {"cheap": 1, "half": 2, "mlp": 0}
 """Of the wide products of a layer (result more than twice as wide as the input) every which one is kept; 0: none."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def _of_path(path: Path, split: str) -> int | None:
 
 
 def _of_file(path: Path) -> int | None:
+    found = path.stat()
+    return _in_file(path, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=64)
+def _in_file(path: Path, _changed: int, _size: int) -> int | None:
+    """Read once, since advice plans a run under many settings."""
     name = path.name.lower()
     reader = gzip.open if name.endswith(".gz") else open
     kind = Path(name.removesuffix(".gz")).suffix

@@ -16,6 +16,7 @@ from packaging.version import Version
 from aligntune.backends.select import choose
 from aligntune.config import applies
 from aligntune.config.enums import SPLIT_OPTIMIZERS, AlgorithmType, PrecisionType
+from aligntune.config.launch import SHARDED
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.errors import ConfigError, ModelError
 from aligntune.planning.compiled import what_compiled_layers_keep
@@ -80,7 +81,7 @@ def situation(run: Run, card: float | None = None) -> Situation:
     batch, head = _batch(run, shape, packed, attention), _head(run, packed)
     if batch.cut_from is not None:
         notes.append(f"batches of {batch.cut_from:,} tokens in passes of at most {batch.tokens:,} (micro_batch_tokens)")
-    compiled = what_compiled_layers_keep(run, shape, optimizer_steps(run, processes)) if packed else None
+    compiled = what_compiled_layers_keep(run, shape, lambda: optimizer_steps(run, processes)) if packed else None
     if compiled is not None:
         notes.append("compiled layers (a C compiler is there)")
     training = Training(
@@ -88,7 +89,7 @@ def situation(run: Run, card: float | None = None) -> Situation:
         quantised=_quantised(model.quantization), optimizer=optimizer, checkpointing=model.gradient_checkpointing,
         accumulates=accumulation > 1 or batch.cut_from is not None, eager=attention == "eager",
         repeats_keys=attention == "varlen" and not batch.masked and not _varlen_groups(), value=_value_model(run),
-        weight_shards=processes if strategy in ("fsdp2", "zero3") else 1,
+        weight_shards=processes if strategy in SHARDED else 1,
         state_shards=processes if strategy in ("fsdp2", "zero2", "zero3") else 1,
     )  # fmt: skip
     frozen = _other_models(run, training, notes)

@@ -53,7 +53,9 @@ class Steps:
 def count_steps(run: SFTRunConfig | RLRunConfig, training: Training, processes: int) -> Steps:
     """The counts of `run`."""
     train, schedule = run.train, run.schedule
-    rows, sequences, guessed, per_pass = _passes(run, processes)
+    rows = count_rows(list(run.sources))
+    sequences, guessed = _sequences(run, rows)
+    per_pass = _steps_of_a_pass(run, sequences, processes)
     batch = train.per_device_batch_size * train.gradient_accumulation_steps * processes
     rollouts = _rollouts(run, processes)
     steps = optimizer_steps(run, processes)
@@ -87,22 +89,20 @@ def optimizer_steps(run: SFTRunConfig | RLRunConfig, processes: int) -> int | No
     """Optimiser steps of the run; None where they depend on rows that cannot be counted here."""
     if run.train.max_steps is not None:
         return int(run.train.max_steps)
-    per_pass = _passes(run, processes)[3]
+    sequences, _ = _sequences(run, count_rows(list(run.sources)))
+    per_pass = _steps_of_a_pass(run, sequences, processes)
     return None if per_pass is None else per_pass * (run.train.epochs or 1)
 
 
-def _passes(run: SFTRunConfig | RLRunConfig, processes: int) -> tuple[int | None, int | None, bool, int | None]:
-    """Rows, sequences (guessed?), and the optimiser steps of a pass over them."""
+def _steps_of_a_pass(run: SFTRunConfig | RLRunConfig, sequences: int | None, processes: int) -> int | None:
     train, rollouts = run.train, _rollouts(run, processes)
-    rows = count_rows(list(run.sources))
-    sequences, guessed = _sequences(run, rows)
     if sequences is None:
-        return rows, None, guessed, None
+        return None
     if rollouts is not None:
-        return rows, sequences, guessed, math.ceil(sequences / rollouts.prompts) * rollouts.steps
+        return math.ceil(sequences / rollouts.prompts) * rollouts.steps
     micro = sequences / (train.per_device_batch_size * processes)
     whole = math.floor(micro) if getattr(train, "dataloader_drop_last", False) else math.ceil(micro)
-    return rows, sequences, guessed, max(1, math.ceil(whole / train.gradient_accumulation_steps))
+    return max(1, math.ceil(whole / train.gradient_accumulation_steps))
 
 
 def checkpoint_bytes(t: Training) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from aligntune.config.compiling import compiling
+from aligntune.config.compiling import ELSEWHERE, compiling
 from aligntune.models.forward import causal_model, runs_padded
 from aligntune.models.kernels.compile import compile_layers, decoder_layers, restore_layers
 from aligntune.models.precision import device
@@ -22,25 +22,17 @@ def compile_model(session: Any) -> None:
 
     Raises ConfigError when that was asked for and cannot be.
     """
-    found, model, keep = (
-        compiling(session.config, session.optimizer_steps()),
-        session.model,
-        session.config.model.selective_checkpointing,
-    )
+    found, model = compiling(session.config, session.optimizer_steps), session.model
     if found is None:
         return
     if found.asked is None and device().type != "cuda":
         found = found.unless("there is no CUDA GPU")
-    found = found.unless(_problem(model))
-    if keep != "off" and (place := _dropout(model)):
-        found = found.unless(
-            f"selective_checkpointing would draw other dropout in its second pass: set the dropout of {place} to 0"
-        )
+    found = found.unless(_problem(model)).unless_it_drops(_dropout(model))
     if found.problem is not None:
         logger.info("decoder layers are not compiled: %s", found.problem)
         return
     restore_layers(causal_model(model))
-    number = compile_layers(causal_model(model), keep="all" if keep == "off" else keep)
+    number = compile_layers(causal_model(model), keep=found.keep)
     logger.info("%d decoder layers are compiled: the first steps take half a minute or more", number)
 
 
@@ -49,7 +41,7 @@ def _problem(model: nn.Module) -> str | None:
     if runs_padded(model):
         return "this model runs on padded rows"
     if not decoder_layers(causal_model(model)):
-        return "this architecture keeps its layers elsewhere"
+        return ELSEWHERE
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")):
         return "compiling needs a C compiler (install gcc)"
     return None

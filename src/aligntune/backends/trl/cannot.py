@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aligntune.config.enums import AlgorithmType
+from aligntune.config.launch import SHARDED
 from aligntune.config.run import RLRunConfig
 
 
@@ -10,7 +11,7 @@ def grpo(run: RLRunConfig) -> str | None:
     """What TRL's trainer cannot express of this run, or None."""
     train, model = run.train, run.model
     algorithm = run.algorithm
-    if run.launch.strategy in ("fsdp2", "zero3") and train.kl_coef > 0 and not model.use_peft:
+    if run.launch.strategy in SHARDED and train.kl_coef > 0 and not model.use_peft:
         return f"shards its reference before ours can take its place (kl_coef > 0 without LoRA under {run.launch.strategy})"
     if algorithm is AlgorithmType.DAPO and getattr(train, "dynamic_sampling", False):
         return "has no dynamic sampling (dynamic_sampling: false runs there)"

@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch._dynamo.config
@@ -19,13 +19,7 @@ import torch.nn.attention.varlen
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-Keep = Literal["all", "cheap", "half", "mlp"]
-"""What a compiled layer recomputes in its backward pass, in place of keeping it.
-
-all: keeps whatever the compiler likes, for speed. cheap: recomputes norms, activations and rotations, and keeps the results
-of matrix products and attention. half: of the two wide products that enter a gated MLP, one is recomputed too. mlp: both
-are. A product is wide when its result is more than twice as wide as its input.
-"""
+from aligntune.config.compiling import Keep
 
 
 def compile_layers(causal: Any, *, keep: Keep = "all") -> int:
