@@ -30,12 +30,12 @@ def ended(commands: Mapping[str, Sequence[str]], folder: Path, limit: float) -> 
             except subprocess.TimeoutExpired:
                 code = None
             finally:
-                with_children_killed(process)
+                kill_group(process)
         said = log.read_text()[-2500:]
         yield name, None if code == 0 else f"not done after {limit:.0f} s: {said}" if code is None else said
 
 
-def with_children_killed(process: subprocess.Popen[bytes]) -> None:
+def kill_group(process: subprocess.Popen[bytes]) -> None:
     """End a process and those that it started (compilers' workers outlive it)."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

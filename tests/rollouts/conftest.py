@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 SHAPE = {
     "vocab_size": 53,
@@ -40,3 +40,9 @@ def build_model():
 @pytest.fixture
 def model():
     return _build()
+
+
+@pytest.fixture
+def capped_model():
+    """A model that the graph engine cannot run: it caps attention scores."""
+    return AutoModelForCausalLM.from_config(Gemma2Config(**SHAPE, attn_logit_softcapping=2.0))

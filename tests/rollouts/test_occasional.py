@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config
 
 from aligntune.errors import ConfigError
 from aligntune.rollouts import occasional
@@ -65,10 +64,8 @@ def test_layers_are_not_compiled(model):
     assert inner(occasional_engine(model)[0]).compile_layers is False
 
 
-def test_transformers_where_graph_cannot_run():
-    shape = {"vocab_size": 53, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 4}
-    config = Gemma2Config(**shape, num_attention_heads=4, num_key_value_heads=2, attn_logit_softcapping=2.0)
-    engine, why = occasional_engine(AutoModelForCausalLM.from_config(config))
+def test_transformers_where_graph_cannot_run(capped_model):
+    engine, why = occasional_engine(capped_model)
     assert engine.name == "transformers"
     assert "soft-capping" in why
     assert len(engine.generate(PROMPTS, GREEDY)) == 4

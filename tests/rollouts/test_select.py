@@ -1,7 +1,6 @@
 """Which engine is chosen, and the reason given."""
 
 import pytest
-from transformers import AutoModelForCausalLM, Gemma2Config
 
 from aligntune.errors import BackendError, ConfigError
 from aligntune.rollouts.base import SamplingParams
@@ -24,10 +23,8 @@ def test_transformers_for_settings_that_graph_does_not_know(model):
         select_engine(model, "graph", params)
 
 
-def test_transformers_for_models_that_graph_cannot_run():
-    shape = {"vocab_size": 53, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 4}
-    config = Gemma2Config(**shape, num_attention_heads=4, num_key_value_heads=2, attn_logit_softcapping=2.0)
-    engine, why = select_engine(AutoModelForCausalLM.from_config(config))
+def test_transformers_for_models_that_graph_cannot_run(capped_model):
+    engine, why = select_engine(capped_model)
     assert engine.name == "transformers"
     assert "soft-capping" in why
 
