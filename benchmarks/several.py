@@ -52,7 +52,7 @@ def config(folder: Path, task: str, count: int, steps: int) -> dict[str, Any]:
     if kind == "sft":
         rows = 8 if strategy == "fsdp2" or task == "sft-ddp" else MOST // count
         run |= {"algorithm": "sft", "dataset": {"name": str(folder / "texts.jsonl"), "task_type": "text_generation"}, "evaluation": {"max_new_tokens": 2}}  # fmt: skip
-        run["model"] |= {"max_seq_length": 2048, "compile": strategy == "ddp" and cuda}
+        run["model"] |= {"max_seq_length": 2048, "compile": cuda}
         run["train"] |= {"packing": True, "warmup_ratio": 0.0, "per_device_batch_size": rows}
         run["logging"] |= {"log_interval": 1, "save_strategy": "no"}
         return run

@@ -7,6 +7,7 @@ A phase of one unsharded process deals its cases to the ranks, which run them si
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -158,6 +159,13 @@ def _counted_passes() -> list[int]:
     return counts
 
 
+def _compile_without_code() -> None:
+    """What is traced, and what it keeps for its backward pass, is at stake here; not the kernels, which take half a minute."""
+    import torch
+
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
+
+
 def _short_answers() -> None:
     """Runs show answers before and after training, at which nobody looks here."""
     from aligntune.evaluation.answers import GreedyGenerator
@@ -190,6 +198,7 @@ def _run(file: str, rank: int, ranks: int) -> None:
     phases = json.loads(Path(file).read_text())
     _same_completions_on_any_rank()
     _short_answers()
+    _compile_without_code()
     passes = _counted_passes()
     _report_writes(rank, [case["config"]["logging"]["output_dir"] for phase in phases for case in phase["cases"]])
     for phase in phases:

@@ -21,7 +21,7 @@ from aligntune.api import create_trainer
 from aligntune.models.use import export
 
 EXACT = {"rel": 1e-5, "abs": 1e-5}
-SFT = ["sft-native", "sft-trl", "sft_lora-native"]
+SFT = ["sft-native", "sft-trl", "sft_lora-native", "sft_compiled-native"]
 RL = ["dpo-native", "dpo-trl", "dpo_sync-native", "grpo-native", "grpo-trl", "ppo-native", "dapo-native"]
 SHARDED = [*SFT, *(name for name in RL if name != "grpo-trl")]
 """TRL's GRPO generates with the policy itself, whose shards our told completions do not gather."""
@@ -32,7 +32,11 @@ EVERY = [
     *((name, "fsdp2") for name in SHARDED),
     *((name, f"cut_{layout}") for name in CUT for layout in ("ddp", "fsdp2")),
 ]
-LORA = {"peft_enabled": True, "lora_rank": 4, "lora_dropout": 0.0}
+MODELS = {
+    "sft": None,
+    "sft_lora": {"peft_enabled": True, "lora_rank": 4, "lora_dropout": 0.0},
+    "sft_compiled": {"selective_checkpointing": "mlp", "gradient_checkpointing": False},
+}
 Finished = tuple[Path, list[str]]
 
 
@@ -48,7 +52,7 @@ def finished(
         algorithm, backend = name.split("-")
         out = folder / f"{name}-{layout}"
         if algorithm.startswith("sft"):
-            return sft_config(out, world, backend, LORA if algorithm == "sft_lora" else None, **train)
+            return sft_config(out, world, backend, MODELS[algorithm], **train)
         if algorithm == "dpo_sync":  # a reference that follows the policy
             algorithm, train = "dpo", {"sync_ref_model": True, "ref_model_sync_steps": 1, **train}
         if algorithm == "ppo":  # two steps a rollout: the checkpoint is written when one is through
@@ -194,7 +198,7 @@ def test_one_process_continues_what_two_began(
         sft_config(
             runs / f"{name}-{began}_then_one",
             backend=name.partition("-")[2],
-            model=LORA if "lora" in name else None,
+            model=MODELS[name.split("-")[0]],
         )
     )
     again.train(resume=str(runs / f"{name}-{began}/checkpoints/checkpoint-2"))

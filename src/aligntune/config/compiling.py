@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from aligntune.config.enums import AlgorithmType
-from aligntune.config.launch import SHARDED
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.errors import ConfigError
 
@@ -68,8 +67,8 @@ def compiling(run: SFTRunConfig | RLRunConfig, steps: Callable[[], int | None]) 
 
 
 def _problem(run: SFTRunConfig | RLRunConfig) -> str | None:
-    if run.launch.strategy in SHARDED:
-        return "weights are sharded, which compiled layers were not tried with"
+    if run.launch.strategy == "zero3":
+        return "DeepSpeed gathers the weights of a layer by hooks, which the compiler would trace"
     if getattr(run.train, "activation_offloading", False):
         return "activations are offloaded, and the compiler would trace what moves them"
     return "quantised layers do not compile" if run.model.quantization else None
