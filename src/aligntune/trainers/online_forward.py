@@ -37,7 +37,7 @@ class Forward:
     ) -> Predictions:
         policy = unwrapped(wrapped)
 
-        def compute() -> tuple[Tensor, ...]:
+        def compute(_input_ids: Tensor) -> tuple[Tensor, ...]:
             hidden = trunk_hidden(policy, rows)[rows.predictors]
             head = model_head(policy)
             found = linear_log_probs(
@@ -51,7 +51,7 @@ class Forward:
             values = () if self.critic is None else (self.critic(rows, hidden),)
             return (found.log_probs, *((found.entropy,) if found.entropy is not None else ()), *values)
 
-        parts = list(run_as_forward(wrapped, compute))
+        parts = list(run_as_forward(wrapped, compute, rows.input_ids))
         log_probs = parts.pop(0)
         entropies = parts.pop(0) if entropy else None
         return Predictions(log_probs, entropies, parts.pop(0) if parts else None)

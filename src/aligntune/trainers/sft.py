@@ -247,8 +247,8 @@ def native_sft_trainer(session: SFTSession, callbacks: Sequence[Any]) -> Any:
             data_collator=PackedRowsCollator(
                 session.config.train.pad_to_multiple_of, budget, padded=runs_padded(session.model)
             ),
-            train_dataset=session.train_rows,
-            eval_dataset=session.eval_rows,
+            train_dataset=session.train_rows.with_format("numpy"),
+            eval_dataset=None if session.eval_rows is None else session.eval_rows.with_format("numpy"),
             processing_class=session.tokenizer,
             callbacks=list(callbacks),
             **own_optimizer(session.config, arguments),

@@ -67,8 +67,11 @@ def _replace(causal: Any, function: Callable[..., Any]) -> int:
     return len(layers)
 
 
-def _training_step(keep: Keep, layer: nn.Module, *inputs: Any, **arguments: Any) -> Any:
-    return _compiled_for_training(keep)(layer, *inputs, **arguments)
+def _training_step(keep: Keep, layer: nn.Module, hidden: Tensor, *inputs: Any, **arguments: Any) -> Any:
+    if torch.is_grad_enabled() and not hidden.requires_grad:
+        # The first layer over frozen embeddings: a gradient nobody reads costs less than a compilation for it alone.
+        hidden = hidden.detach().requires_grad_()
+    return _compiled_for_training(keep)(layer, hidden, *inputs, **arguments)
 
 
 @cache
