@@ -6,8 +6,9 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,17 @@ def trained_rows(session: Any, output: Path) -> list[dict[str, Any]]:
     session.train(overwrite=True)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["split"] == "train"]
+
+
+@contextmanager
+def parts(given: str | None, write: Callable[[Path], None]) -> Iterator[Path]:
+    """The folder with model and data: `given`, where an earlier call left them or this one does, else one for this call alone."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(given or name)
+        if not (folder / "prompts.jsonl").exists():
+            folder.mkdir(exist_ok=True)
+            write(folder)
+        yield folder
 
 
 def ended(commands: Mapping[str, Sequence[str]], folder: Path, limit: float) -> Iterator[tuple[str, str | None]]:

@@ -16,12 +16,11 @@ import argparse
 import itertools
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from arms import ended, trained_rows
+from arms import ended, parts, trained_rows
 from shapes import SHAPES, report
 
 from backends import write_parts
@@ -121,6 +120,7 @@ def main() -> None:
     parser.add_argument("--completions", type=int, default=64)
     parser.add_argument("--new", type=int, default=256)
     parser.add_argument("--out")
+    parser.add_argument("--parts", help="where model and prompts are kept, or were by an earlier call")
     parser.add_argument("--limit", type=float, default=240, help="seconds that an arm may take")
     parser.add_argument("--folder", help="(for this script itself) where model and prompts are")
     args = parser.parse_args()
@@ -131,10 +131,8 @@ def main() -> None:
         (folder / f"{arm}.json").write_text(json.dumps(found))
         return
     sizes = {"completions": args.completions, "new": args.new}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_parts(folder, args.shape)
-        more = ["--folder", name, "--completions", str(args.completions), "--new", str(args.new)]
+    with parts(args.parts, lambda folder: write_parts(folder, args.shape, lengths=[128] * 512)) as folder:
+        more = ["--folder", str(folder), "--completions", str(args.completions), "--new", str(args.new)]
         commands = {arm: [sys.executable, __file__, args.shape, str(args.steps), arm, *more] for arm in args.arms}
         for arm, failure in ended(commands, folder, args.limit):
             found = {"failed": failure} if failure else json.loads((folder / f"{arm}.json").read_text())

@@ -2,12 +2,14 @@
 
 A TASK is one of
     sft-ddp, sft-fsdp2   full fine-tuning, packed rows of 2048, 8 a GPU
-    sft-equal            sft-ddp at one global batch for all counts: its losses are those of one GPU
+    sft-equal            sft-ddp at the global batch of one GPU: 8 rows together
     dpo-ddp              8 pairs a GPU
     grpo-ddp             64 completions of 256 tokens a GPU, rollouts on every GPU
 
-Work grows with the number of GPUs (but for sft-equal), so that efficiency is the speed of n GPUs over n times that of one. Tokens
-a second and memory (of the fullest GPU) are those of the run's own log, the first steps left out. On a CPU: processes over gloo, DDP.
+Work grows with the number of GPUs (but for sft-equal), so that efficiency is the speed of n GPUs over n times that of one; the run on
+one GPU has no launcher, and is one for all tasks of sft, whose compiled layers it has too. Tokens a second and memory (of the
+fullest GPU) are those of the run's own log, the first steps left out. Losses of sft-equal are held against those of one GPU. On a
+CPU: processes over gloo, DDP. `--parts DIR` keeps model and data; `--out` is also read, for runs on one GPU of an earlier call.
 """
 
 from __future__ import annotations
@@ -16,19 +18,17 @@ import argparse
 import itertools
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from arms import ended, trained_rows
+from arms import ended, parts, trained_rows
 from shapes import SHAPES, report, text_lengths
 
 from backends import write_parts
 
 WARMUP = 6
 TASKS = ("sft-ddp", "sft-fsdp2", "sft-equal", "dpo-ddp", "grpo-ddp")
-MOST = 8
-"""GPUs whose rows are the global batch of sft-equal."""
+ROWS = 8
 
 
 def config(folder: Path, task: str, count: int, steps: int) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def config(folder: Path, task: str, count: int, steps: int) -> dict[str, Any]:
             "num_processes": count,
         }
     if kind == "sft":
-        rows = 8 if strategy == "fsdp2" or task == "sft-ddp" else MOST // count
+        rows = ROWS // count if task == "sft-equal" else ROWS
         run |= {"algorithm": "sft", "dataset": {"name": str(folder / "texts.jsonl"), "task_type": "text_generation"}, "evaluation": {"max_new_tokens": 2}}  # fmt: skip
         run["model"] |= {"max_seq_length": 2048, "compile": cuda}
         run["train"] |= {"packing": True, "warmup_ratio": 0.0, "per_device_batch_size": rows}
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("tasks", nargs="+", choices=TASKS)
     parser.add_argument("--counts", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--out")
+    parser.add_argument("--parts", help="where model and data are kept, or were by an earlier call")
     parser.add_argument("--limit", type=float, default=240, help="seconds that a run may take")
     parser.add_argument("--folder", help="(for this script itself) where model and data are")
     args = parser.parse_args()
@@ -92,23 +93,39 @@ def main() -> None:
         folder, task, count = Path(args.folder), args.tasks[0], args.counts[0]
         (folder / f"{task}-{count}.json").write_text(json.dumps(one(folder, task, count, args.steps)))
         return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_parts(folder, args.shape, lengths=text_lengths(args.steps * 8 * 12 * max(args.counts), 2048))
+
+    def write(folder: Path) -> None:
+        write_parts(folder, args.shape, lengths=text_lengths(args.steps * ROWS * 12 * max(args.counts), 2048))
+
+    alone = {(row["task"].split("-")[0], row["steps"]): row for row in rows_of(args.out) if row["gpus"] == 1 and row["shape"] == args.shape}  # fmt: skip
+    with parts(args.parts, write) as folder:
         write_pairs(folder)
-        commands = {
-            f"{task}-{count}": [sys.executable, __file__, args.shape, str(args.steps), task, "--counts", str(count), "--folder", name]
-            for task in args.tasks
-            for count in args.counts
-        }  # fmt: skip
-        single: dict[str, float] = {}
+        base = [sys.executable, __file__, args.shape, str(args.steps)]
+        runs = [(task, count) for count in args.counts for task in args.tasks if count > 1 or task == first_of_kind(task, args.tasks)]  # fmt: skip
+        commands = {f"{task}-{count}": [*base, task, "--counts", str(count), "--folder", str(folder)] for task, count in runs}  # fmt: skip
         for arm, failure in ended(commands, folder, args.limit):
             task, _, count = arm.rpartition("-")
             found = {"failed": failure} if failure else json.loads((folder / f"{arm}.json").read_text())
-            if not failure:
-                single.setdefault(task, found["tokens_per_s"] / int(count))
-                found["efficiency"] = round(found["tokens_per_s"] / (int(count) * single[task]), 3)
+            key = (task.split("-")[0], args.steps)
+            if count == "1" and not failure:
+                alone[key] = found
+            elif not failure and key in alone:
+                found["efficiency"] = round(found["tokens_per_s"] / (int(count) * alone[key]["tokens_per_s"]), 3)
+                if task == "sft-equal":
+                    found["largest_loss_difference"] = round(max(abs(a - b) for a, b in zip(found["losses"], alone[key]["losses"], strict=True)), 4)  # fmt: skip
             report(args.out, benchmark="several", task=task, gpus=int(count), shape=args.shape, steps=args.steps, **found)  # fmt: skip
+
+
+def first_of_kind(task: str, tasks: list[str]) -> str:
+    return next(each for each in tasks if each.split("-")[0] == task.split("-")[0])
+
+
+def rows_of(out: str | None) -> list[dict[str, Any]]:
+    """What earlier calls found."""
+    if out is None or not Path(out).exists():
+        return []
+    rows = [json.loads(line) for line in Path(out).read_text().splitlines()]
+    return [row for row in rows if row["benchmark"] == "several" and "failed" not in row]
 
 
 def write_pairs(folder: Path) -> None:

@@ -21,12 +21,11 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from arms import ended, trained_rows
+from arms import ended, parts, trained_rows
 from shapes import PEAK_FLOPS, SHAPES, report, text_lengths
 
 from backends import write_parts
@@ -159,6 +158,7 @@ def main() -> None:
     parser.add_argument("steps", type=int)
     parser.add_argument("arms", nargs="+", choices=[*OURS, *PEERS])
     parser.add_argument("--out")
+    parser.add_argument("--parts", help="where model and data are kept, or were by an earlier call")
     parser.add_argument("--limit", type=float, default=240, help="seconds that an arm may take")
     parser.add_argument("--folder", help="(for this script itself) where model and texts are")
     args = parser.parse_args()
@@ -168,12 +168,13 @@ def main() -> None:
     shape = SHAPES[args.shape]
     per_layer = 2 * shape["hidden_size"] ** 2 * (1 + shape["num_key_value_heads"] / shape["num_attention_heads"]) + 3 * shape["hidden_size"] * shape["intermediate_size"]  # fmt: skip
     parameters = shape["num_hidden_layers"] * per_layer + shape["vocab_size"] * shape["hidden_size"]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+
+    def write(folder: Path) -> None:
         write_parts(folder, args.shape, lengths=text_lengths(args.steps * BATCH * 12, LENGTH))
-        commands = {
-            arm: [sys.executable, __file__, args.shape, str(args.steps), arm, "--folder", name] for arm in args.arms
-        }
+
+    with parts(args.parts, write) as folder:
+        base = [sys.executable, __file__, args.shape, str(args.steps)]
+        commands = {arm: [*base, arm, "--folder", str(folder)] for arm in args.arms}
         for arm, failure in ended(commands, folder, args.limit):
             found = {"failed": failure} if failure else json.loads((folder / f"{arm}.json").read_text())
             if not failure:

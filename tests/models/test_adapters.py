@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
+import pytest
 import torch
 
 import tiny
+from aligntune.config.base import LoraSettings
 from aligntune.config.sft import ModelConfig
 from aligntune.models.load import load_model, load_policy
+from aligntune.models.lora import add_lora
 from aligntune.models.precision import Precision
 from aligntune.models.save import save_model
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
@@ -52,3 +56,25 @@ def test_an_adapter_on_top_of_an_adapter(tmp_path: Path) -> None:
     second = adapter(tmp_path / "one", tmp_path / "two")
     assert (first - second).abs().max() > 0.01
     torch.testing.assert_close(reloaded(tmp_path / "two"), second, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_adapters_under_autocast_give_the_numbers_of_peft(autocast: bool) -> None:
+    """Float32 adapters on a bfloat16 model: logits and gradients bit for bit, though no input is copied to float32."""
+    settings = LoraSettings(4, 8, 0.0, ["q_proj", "down_proj"], True)
+    ours = add_lora(tiny.model().to(torch.bfloat16), settings)
+    theirs = copy.deepcopy(ours)
+    for module in theirs.modules():
+        vars(module).pop("_cast_input_dtype", None)
+    found = []
+    for model in (ours, theirs):
+        torch.manual_seed(0)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = model(torch.arange(3, 23)[None]).logits
+        logits.float().square().mean().backward()
+        found.append((logits, [weight.grad for weight in model.parameters() if weight.grad is not None]))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert len(found[0][1]) == 2 * 2 * ours.config.num_hidden_layers

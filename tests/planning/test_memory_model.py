@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from aligntune.config.base import LoraSettings
@@ -17,6 +16,7 @@ from aligntune.config.enums import SPLIT_OPTIMIZERS
 from aligntune.models.forward import causal_model, trunk_hidden, use_padding
 from aligntune.models.kernels import compile as kernels
 from aligntune.models.kernels import linear_loss
+from aligntune.models.lora import add_lora
 from aligntune.models.packed import PackedRows
 from aligntune.planning import memory, situation
 from aligntune.planning.memory import GIB, Batch, Rollout, Training, layer_bytes, moments, peak
@@ -61,7 +61,7 @@ def made(
     config = AutoConfig.for_model(kind, num_hidden_layers=layers, **SIZES)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).train()
     if lora is not None:
-        model = get_peft_model(model, LoraConfig(r=8, lora_dropout=0.0, target_modules=lora, task_type="CAUSAL_LM"))
+        model = add_lora(model, LoraSettings(8, 16, 0.0, lora, True))
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if padded:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+from types import MethodType
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from aligntune.config.base import LoraSettings
 from aligntune.errors import ModelError
@@ -24,7 +28,26 @@ def add_lora(model: Any, lora: LoraSettings, *, head: bool = False) -> Any:
         modules_to_save=_head_names(model) if head else None,
         task_type=_task(model) if head else "CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    _leave_inputs_to_autocast(adapted)
+    return adapted
+
+
+def _leave_inputs_to_autocast(model: Any) -> None:
+    """PEFT copies the input of every adapter to the adapter's float32, which autocast then copies back: under autocast, which
+    brings both to its own format, the copies are left out. The same numbers."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module._cast_input_dtype = MethodType(_cast_input, module)  # type: ignore[method-assign]
+
+
+def _cast_input(layer: Any, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if x is not None and torch.is_autocast_enabled(x.device.type):
+        return x
+    cast: Tensor | None = type(layer)._cast_input_dtype(layer, x, dtype)
+    return cast
 
 
 def _task(model: Any) -> str | None:

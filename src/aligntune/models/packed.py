@@ -78,11 +78,11 @@ class PackedRows:
     ) -> PackedRows:
         """From a collator's `[1, T]` (or `[T]`) tensors: a row begins wherever the position is 0; `labels` stand at
         their own token, not shifted. Give CPU tensors and a device: on CUDA tensors this waits for the device."""
-        ids, positions, labels = (tensor.flatten().numpy(force=True) for tensor in (input_ids, position_ids, labels))
-        starts = np.flatnonzero(positions == 0)
+        ids, positions, targets = (tensor.flatten().numpy(force=True) for tensor in (input_ids, position_ids, labels))
         if positions[0] != 0:
             raise ValueError("packed positions must start at 0")
-        return cls._from_flat(ids, labels != ignore_index, starts, torch.device(device or input_ids.device))
+        starts = np.flatnonzero(positions == 0)
+        return cls._from_flat(ids, targets != ignore_index, starts, torch.device(device or input_ids.device))
 
     @classmethod
     def _from_flat(cls, ids: Array, flags: Array, starts: Array, device: torch.device) -> PackedRows:

@@ -307,11 +307,17 @@ def _inputs_kept(t: Training) -> int:
     s = t.shape
     if t.lora is None:
         return 2 * s.hidden + s.inner
-    opening = 1 if s.family.fused else 3
-    groups = (s.linears[:opening], [s.linears[opening]], s.linears[opening + 1 : -1], [s.linears[-1]])
-    adapted = s.target_names(t.lora)
-    read = sum(group[0][1] for group in groups if any(name in adapted for name, *_ in group))
-    return read + t.lora.rank * len(s.targets(t.lora))
+    return sum(width for width, _ in _inputs_of_pairs(t)) + t.lora.rank * len(s.targets(t.lora))
+
+
+def _inputs_of_pairs(t: Training) -> list[tuple[int, int]]:
+    """(width, number of LoRA pairs that read it) of each input that one reads, attention's result left out: that is kept anyway."""
+    assert t.lora is not None
+    opening = 1 if t.shape.family.fused else 3
+    linears, adapted = t.shape.linears, t.shape.target_names(t.lora)
+    groups = (linears[:opening], linears[opening + 1 : -1], linears[-1:])
+    readers = [(group[0][1], sum(name in adapted for name, *_ in group)) for group in groups]
+    return [(width, pairs) for width, pairs in readers if pairs]
 
 
 def norm_bytes(t: Training) -> float:
@@ -330,14 +336,16 @@ def input_bytes(t: Training) -> float:
     """Inputs of matrices that no other line counts.
 
     Trained matrices save their input: c H once for attention and once for the feed-forward part, or, under autocast, once
-    for every matrix, each of which casts it anew. Frozen ones save none; a LoRA pair saves a copy of its input and its inner
-    value (c (inputs + rank)), and dropout a mask (1 byte an input).
+    for every matrix, each of which casts it anew. Frozen ones save none; LoRA pairs save their input, once for those that
+    share it, and each its inner value (c rank). Dropout gives each pair an input of its own, and a mask (1 byte an input).
     """
     s, c = t.shape, t.compute
     if t.lora is None:
         readers = sum(1 for _, inputs, _, _ in s.linears[:-1] if inputs == s.hidden) - (s.queries == s.hidden)
         return c * s.hidden * (readers if t.mixed else 2)
-    return sum(c * (inputs + t.lora.rank) + (inputs if t.lora.dropout else 0) for inputs, _ in s.targets(t.lora))
+    if t.lora.dropout:
+        return sum(c * (inputs + t.lora.rank) + inputs for inputs, _ in s.targets(t.lora))
+    return c * (sum(width for width, _ in _inputs_of_pairs(t)) + t.lora.rank * len(s.targets(t.lora)))
 
 
 def attention_bytes(t: Training) -> float:

@@ -18,12 +18,9 @@ from aligntune.trainers.evaluating import LanguageModelEvaluation
 from aligntune.trainers.offloading import OffloadedActivations
 from aligntune.trainers.parallel import AutocastLoss
 from aligntune.trainers.passes import StepsInPieces, cut
-from aligntune.trainers.prefetching import PrefetchesBatches
 
 
-class PackedSFTTrainer(
-    PrefetchesBatches, StepsInPieces, OffloadedActivations, AutocastLoss, LanguageModelEvaluation, Trainer
-):
+class PackedSFTTrainer(StepsInPieces, OffloadedActivations, AutocastLoss, LanguageModelEvaluation, Trainer):
     """One padding-free pass for each piece of a micro-batch; the head on trained tokens only, chunk by chunk.
 
     The loss is summed over trained tokens and divided by their number in the whole optimiser batch, so that it depends
@@ -84,8 +81,7 @@ class PackedSFTTrainer(
 
 @dataclass(frozen=True)
 class PackedRowsCollator:
-    """A batch: `pieces` of at most `micro_batch_tokens`, each with its `rows`, laid out while the device still computes the
-    last step; and `input_ids`, `labels` [1, T] of all for whoever counts tokens.
+    """A batch: `pieces` of at most `micro_batch_tokens`, each with its `rows`; and `input_ids`, `labels` [1, T] of all for whoever counts tokens.
 
     Packed rows are cut between their documents. `padded`: the model reads rows padded to the longest of a piece.
     """
