@@ -39,8 +39,8 @@ def test_answers_of_float32_masters_are_those_of_the_rounded_model() -> None:
     assert same >= 60  # of 70: two kernels round bfloat16 logits otherwise now and then
 
 
-def test_a_run_that_reads_ahead_while_it_evaluates(tmp_path: Path) -> None:
-    """Graphs are captured while workers and a thread of the trainer put batches on the device."""
+def test_a_run_with_workers_that_evaluates(tmp_path: Path) -> None:
+    """Graphs are captured while loaders put batches on the device."""
     tiny.write_model(tmp_path / "model", hidden_size=128, num_attention_heads=4)
     tiny.write_rows(tmp_path / "train.jsonl", tiny.chats(64))
     tiny.write_rows(tmp_path / "eval.jsonl", tiny.chats(16, start=64))

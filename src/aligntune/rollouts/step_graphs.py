@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class StepGraphs:
 
     def _capture(self, active: int) -> torch.cuda.CUDAGraph:
         was = self.state.snapshot()
-        stream = torch.cuda.Stream()
+        stream = _warmup_stream(torch.cuda.current_device())
         stream.wait_stream(torch.cuda.current_stream())
         with decoding_layers(self.causal, self.compile_layers):
             with torch.cuda.stream(stream):  # the first calls compile and set up libraries, which a capture cannot
@@ -56,11 +57,17 @@ class StepGraphs:
                     self.state.restore(was)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            # Other threads may use the device meanwhile: a trainer reads its next batches, NCCL watches its streams.
+            # Other threads may use the device meanwhile: loaders pin batches, NCCL watches its streams.
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 self.step(active)
         self.state.restore(was)
         return graph
+
+
+@cache
+def _warmup_stream(_device: int) -> torch.cuda.Stream:
+    """One for all captures on a device: cuBLAS keeps a workspace (32 MiB on an H100) for every stream that it ever saw."""
+    return torch.cuda.Stream()
 
 
 def _fingerprint(causal: Any) -> Hashable:
