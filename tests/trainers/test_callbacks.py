@@ -146,15 +146,15 @@ def test_saves_by_epoch_are_logged_and_marked(tmp_path):
     assert run.latest_checkpoint().name == "checkpoint-16"
 
 
-def test_tokens_counted_elsewhere(tmp_path):
-    run = RunDirectory.create(tmp_path)
-    trainer, _ = build(run, eval_strategy="no", save_strategy="no")
-    trainer.callback_handler.callbacks.pop()
-    recorder = Recorder([TrailSink(run)])
-    attach_recorder(trainer, recorder, run, count_tokens=lambda: 100 * trainer.state.global_step)
-    trainer.train()
+def test_a_trainer_that_keeps_its_count_is_believed(tmp_path):
+    """Also where the metrics of the session before lie in another folder."""
+    first, second = RunDirectory.create(tmp_path / "first"), RunDirectory.create(tmp_path / "second")
+    build(first, include_num_input_tokens_seen="non_padding")[0].train()
+    trainer, recorder = build(second, include_num_input_tokens_seen="non_padding")
+    trainer.train(resume_from_checkpoint=str(first.checkpoints / "checkpoint-5"))
     recorder.close()
-    assert [row["num_tokens"] for row in run.metrics.rows()] == [400, 800, 1200]
+    counted = [row["num_tokens"] for row in second.metrics.rows() if row["split"] == "train"]
+    assert counted[-1] == 12 * TOKENS_PER_STEP
 
 
 def test_the_token_hook_leaves_the_model(tmp_path):

@@ -18,9 +18,9 @@ from torch.distributed.fsdp import FSDPModule
 def run_as_forward(module: nn.Module, compute: Callable[..., Any], *args: Any) -> Any:
     """`compute(*args)`, run as one call of `module`: through its wrappers and with its hooks.
 
-    `args`: one tensor at least, which DDP on a GPU insists on. The result should hold its tensors in tuples or dicts, where the wrappers find them. FSDP would round them to its
-    compute format on the way out: there the result is what `compute` returned. The module's own forward is back in place
-    afterwards, also after an error.
+    `args`: one tensor at least, which DDP on a GPU insists on. The result should hold its tensors in tuples or dicts, where
+    the wrappers find them. FSDP would round them to its compute format on the way out: there the result is what `compute`
+    returned. The module's own forward is back in place afterwards, also after an error.
     """
     inner = unwrapped(module)
     before, computed = vars(inner).get("forward"), []

@@ -7,7 +7,7 @@ on the device and read when the trainer itself synchronises, at a log.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import torch
@@ -20,20 +20,16 @@ from aligntune.trainers.parallel import largest_of_all
 
 SUMMARY = ("train_loss", "total_flos")
 """Names by which the trainer's closing log is known. It sums up one session only, so it is not a metric of the run."""
-RENAMED = {"num_input_tokens_seen": "num_tokens"}
+TOKENS_SEEN = "num_input_tokens_seen"
+"""The log of a trainer that counts tokens itself and keeps the count in its checkpoints (`transformers.TrainingArguments`)."""
+RENAMED = {TOKENS_SEEN: "num_tokens"}
 DROPPED = ("train_runtime", "train_tokens_per_second")
 SPLITS = ("eval", "test")
 
 
-def attach_recorder(
-    trainer: Trainer,
-    recorder: Recorder,
-    run: RunDirectory | None = None,
-    *,
-    count_tokens: Callable[[], int] | None = None,
-) -> RecorderCallback:
+def attach_recorder(trainer: Trainer, recorder: Recorder, run: RunDirectory | None = None) -> RecorderCallback:
     """Give `trainer` a `RecorderCallback` in place of its printing and progress callbacks. Call it on every rank."""
-    callback = RecorderCallback(recorder, run, count_tokens=count_tokens)
+    callback = RecorderCallback(recorder, run)
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     trainer.add_callback(callback)
@@ -46,17 +42,14 @@ class RecorderCallback(TrainerCallback):
     Every save and evaluation is made a log step too (unless `logging_strategy` is "no"): the mean loss of a log line
     then never spans a checkpoint, which is what makes the lines of a resumed run equal those of an uninterrupted one.
 
-    Tokens come from the first source that has them: `count_tokens`, the attention masks of the training forward passes,
-    or the trainer's own logs (`num_tokens`). All count what the model read, padding excluded.
+    Tokens come from the first source that has them: the log of a trainer that keeps their count (`num_input_tokens_seen`), the
+    attention masks of the training forward passes, or the trainer's other logs (`num_tokens`). All count what the model
+    read, padding excluded.
     """
 
-    def __init__(
-        self, recorder: Recorder, run: RunDirectory | None = None, *, count_tokens: Callable[[], int] | None = None
-    ) -> None:
-        """`count_tokens`: tokens this process has trained on so far, cheap and without device synchronisation."""
+    def __init__(self, recorder: Recorder, run: RunDirectory | None = None) -> None:
         self._recorder = recorder
         self._run = run
-        self._count_tokens = count_tokens
         self._meter: _TokenMeter | None = None
         self._replaying = False
         self._evaluated = 0
@@ -73,7 +66,7 @@ class RecorderCallback(TrainerCallback):
         if self._run is not None and state.global_step > 0:
             self._tokens_before, self._elapsed_before = _counted_before(self._run)
         self._tokens_logged = self._tokens_before
-        if self._count_tokens is None and isinstance(kwargs.get("model"), torch.nn.Module):
+        if isinstance(kwargs.get("model"), torch.nn.Module):
             self._meter = _TokenMeter(kwargs["model"])
         self._recorder.progress(state.global_step, state.max_steps)
 
@@ -123,7 +116,7 @@ class RecorderCallback(TrainerCallback):
             return
         split, values = split_of(logs)
         if split == "train":
-            values |= self._measured(values, args)
+            values |= self._measured(values, args, kept=TOKENS_SEEN in logs)
         else:
             values.pop("num_tokens", None)  # TRL repeats its own count there, which a resumed run starts anew
         if not self._replaying:
@@ -145,11 +138,14 @@ class RecorderCallback(TrainerCallback):
             self._meter.remove()
             self._meter = None
 
-    def _measured(self, values: Mapping[str, Any], args: TrainingArguments) -> dict[str, Any]:
-        """Tokens so far, tokens per second since the last log, seconds so far, peak memory in GiB of the device that needs most."""
+    def _measured(self, values: Mapping[str, Any], args: TrainingArguments, *, kept: bool) -> dict[str, Any]:
+        """Tokens so far, tokens per second since the last log, seconds so far, peak memory in GiB of the device that needs most.
+
+        `kept`: the trainer's own count goes on where an earlier session ended.
+        """
         now = time.monotonic()
         found: dict[str, Any] = {"elapsed_s": round(self._elapsed_before + now - self._started, 3)}
-        tokens = self._tokens(values, args)
+        tokens = values["num_tokens"] if kept else self._tokens(values, args)
         if tokens is not None:
             found["num_tokens"] = tokens
             if now > self._logged and tokens > self._tokens_logged:
@@ -162,9 +158,7 @@ class RecorderCallback(TrainerCallback):
 
     def _tokens(self, values: Mapping[str, Any], args: TrainingArguments) -> int | None:
         local = torch.zeros((), dtype=torch.int64, device=args.device)
-        if self._count_tokens is not None:
-            local += self._count_tokens()
-        elif self._meter is not None:
+        if self._meter is not None:
             local = self._meter.total(args.device)
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(local)

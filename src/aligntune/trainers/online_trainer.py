@@ -27,6 +27,7 @@ from aligntune.algorithms.base import AlgorithmSpec, ScoredRollouts
 from aligntune.algorithms.batch import Loss, Normalizers, combine_metrics
 from aligntune.models.forward import runs_padded
 from aligntune.rewards.normalise import Moments, merge
+from aligntune.trainers.callbacks import TOKENS_SEEN
 from aligntune.trainers.critic import Critic, CriticUpdates
 from aligntune.trainers.online_forward import MEASURED_TOKENS, Forward, scatter
 from aligntune.trainers.online_metrics import Meter, gathered, gathered_moments, of_all_processes, of_all_shares
@@ -134,7 +135,7 @@ class OnlineTrainer(SharesInPieces, AutocastLoss, Trainer):
         """Training logs get what was measured since the last one."""
         if "loss" in logs:
             tokens = self._all_sum(torch.tensor(self.tokens, dtype=torch.int64))
-            logs |= self.meter.pop() | {"num_tokens": int(tokens)}
+            logs |= self.meter.pop() | {TOKENS_SEEN: int(tokens)}
         super().log(logs, *args, **kwargs)
 
     # A phase --------------------------------------------------------------------------------------------------------
