@@ -71,6 +71,7 @@ def training_arguments(
         "use_liger_kernel": train.use_liger_kernel,
         "save_only_model": False,
         "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,  # language models' are constants
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the names that all supported versions know are the older ones

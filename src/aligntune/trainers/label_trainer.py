@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import Trainer
 
 from aligntune.trainers.evaluating import LanguageModelEvaluation
+from aligntune.trainers.native import NativeTrainer
 from aligntune.trainers.passes import StepsInPieces
 
 
-class ClassificationTrainer(StepsInPieces, LanguageModelEvaluation, Trainer):
+class ClassificationTrainer(StepsInPieces, LanguageModelEvaluation, NativeTrainer):
     """Cross-entropy summed over the labels of a batch, divided by the number of labels in the whole optimiser batch.
 
     An evaluation gives the probabilities of each text `[B, C]`, or the class of each token and its probability `[B, T]`;

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader
-from transformers import Trainer
 
 from aligntune.algorithms.base import AlgorithmSpec, ScoredRollouts
 from aligntune.algorithms.batch import Loss, Normalizers, combine_metrics
@@ -29,6 +28,7 @@ from aligntune.models.forward import runs_padded
 from aligntune.rewards.normalise import Moments, merge
 from aligntune.trainers.callbacks import TOKENS_SEEN
 from aligntune.trainers.critic import Critic, CriticUpdates
+from aligntune.trainers.native import NativeTrainer
 from aligntune.trainers.online_forward import MEASURED_TOKENS, Forward, scatter
 from aligntune.trainers.online_metrics import Meter, gathered, gathered_moments, of_all_processes, of_all_shares
 from aligntune.trainers.online_plan import Plan
@@ -47,7 +47,7 @@ ALL_TRUNCATED = (
 )
 
 
-class OnlineTrainer(SharesInPieces, AutocastLoss, Trainer):
+class OnlineTrainer(SharesInPieces, AutocastLoss, NativeTrainer):
     """`sampler` makes rollouts; `reference` and `critic` where the spec needs them; `held_out(step)` gives the metrics of an
     evaluation."""
 

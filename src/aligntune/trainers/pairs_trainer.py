@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from aligntune.algorithms.base import AlgorithmSpec
 from aligntune.algorithms.batch import Normalizers, PairLogProbs, combine_metrics
 from aligntune.algorithms.dpo import sequence_log_probs
 from aligntune.models.forward import runs_padded
 from aligntune.trainers.length_groups import GroupsByLength
+from aligntune.trainers.native import NativeTrainer
 from aligntune.trainers.pair_batches import Pairs, Step
 from aligntune.trainers.pairs_evaluating import PairsEvaluation
 from aligntune.trainers.parallel import AutocastLoss, wait_for_all
@@ -31,7 +32,7 @@ STATE = "reference.pt"
 """File in a checkpoint that holds a reference which synchronisation has moved."""
 
 
-class PairsTrainer(SharesInPieces, PairsEvaluation, GroupsByLength, AutocastLoss, Trainer):
+class PairsTrainer(SharesInPieces, PairsEvaluation, GroupsByLength, AutocastLoss, NativeTrainer):
     """`reference` is None where the algorithm needs none, or all of its log-probabilities are in the rows."""
 
     def __init__(

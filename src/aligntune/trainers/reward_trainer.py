@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
+from aligntune.trainers.native import NativeTrainer
 from aligntune.trainers.passes import StepsInPieces, cut
 
 RowLosses = Callable[[Tensor, Tensor], Tensor]
@@ -36,7 +37,7 @@ def pair_losses(scores: Tensor, margins: Tensor, centering: float = 0.0) -> Tens
     return losses + centering * (chosen + rejected).square() if centering else losses
 
 
-class RewardTrainer(StepsInPieces, Trainer):
+class RewardTrainer(StepsInPieces, NativeTrainer):
     """`row_losses` is the loss of each row; `measure` gives the metrics of the rows held out, without `eval_`."""
 
     def __init__(
