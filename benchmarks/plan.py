@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dpo_step import BATCH, pairs
+from sft_run import TARGETS
 from shapes import SHAPES, packed_batches
 
+from aligntune.config.base import LoraSettings
 from aligntune.planning.memory import GIB, Batch, Rollout, Training, head_backward, head_forward, moments
 from aligntune.planning.shapes import Shape, shape_of
 
@@ -24,6 +26,17 @@ WARMUP = 4
 SPLIT = {"split": "adamw_split", "splitbf16": "adamw_split_bf16"}
 BATCH_ROWS, LENGTH = 8, 2048
 """Packed rows of a step of `sft_run.py`, and their tokens."""
+RUNS: dict[str, dict[str, Any]] = {
+    "native": {"compiled": "all"},
+    "split16": {"trained": 2, "optimizer": "adamw_split_bf16", "compiled": "mlp"},
+    "lora": {"compiled": "all", "lora": LoraSettings(16, 32, 0.0, list(TARGETS), False)},
+}
+"""Arms of `sft_run.py` on a GPU."""
+SEVERAL: dict[tuple[str, int], dict[str, Any]] = {
+    ("sft-ddp", 1): {},
+    ("sft-fsdp2", 2): {"weight_shards": 2, "state_shards": 2},
+}
+"""Tasks of `several.py`, by the number of GPUs. Those of DDP were measured when the compiler cut layers there, which it does no more."""
 LENGTHS = 128
 """Prompt tokens of the rollout benchmark."""
 TRL_SFT = [
@@ -39,8 +52,14 @@ def rows() -> Iterator[tuple[str, float, dict[str, float], float]]:
     """(what, predicted bytes, lines at the peak, measured GiB)."""
     for found in _read("sft_step.jsonl"):
         yield _row(f"SFT step, native, {found['arm']}", _sft(found), found["peak_gib"])
-    for found in _read("sft_run.jsonl"):
-        yield _row(f"SFT run, native, {found['arm']}", _whole_run(found), found["peak_gib"])
+    for found in _newest(_read("sft_run.jsonl"), "arm"):
+        if found["arm"] in RUNS:
+            yield _row(f"SFT run, native, {found['arm']}", _whole_run(found, RUNS[found["arm"]]), found["peak_gib"])
+    for found in _newest(_read("several.jsonl"), "shape", "task", "gpus"):
+        if (found["task"], found["gpus"]) in SEVERAL:
+            changes = SEVERAL[found["task"], found["gpus"]]
+            what = f"SFT run, native, {found['shape']}, {found['task'].removeprefix('sft-')}, {found['gpus']} GPU"
+            yield _row(what, _whole_run(found, {"compiled": "all"} | changes), found["peak_gib"])
     for name, measured, batch, checkpointing in TRL_SFT:
         training = Training(_shape("0.5b"), batch, "tiles", optimizer=FUSED, checkpointing=checkpointing)
         yield _row(f"SFT step, TRL, {name}", training, measured)
@@ -83,14 +102,11 @@ def _sft(found: dict[str, Any]) -> Training:
     )  # fmt: skip
 
 
-def _whole_run(found: dict[str, Any]) -> Training:
+def _whole_run(found: dict[str, Any], settings: dict[str, Any]) -> Training:
     """Full rows, as the plan of a run takes them."""
-    assert found["arm"] == "split16", "say what this arm is"
     tokens = BATCH_ROWS * LENGTH
-    return Training(
-        _shape(found["shape"]), Batch(tokens, tokens, LENGTH), "loss", trained=2, optimizer="adamw_split_bf16", compiled="mlp",
-        repeats_keys=_before_2_12(found),
-    )  # fmt: skip
+    batch = Batch(tokens, tokens, LENGTH)
+    return Training(_shape(found["shape"]), batch, "loss", repeats_keys=_before_2_12(found), **({"optimizer": FUSED} | settings))  # fmt: skip
 
 
 def _dpo(found: dict[str, Any]) -> Training:
@@ -127,6 +143,12 @@ def heads() -> Iterator[tuple[str, float, float]]:
         left = 2 * (shape.embedding + tokens * shape.hidden)
         size = max(head_forward(training), head_backward(training) - left)
         yield found["arm"], size / GIB, found["peak_gib"]
+
+
+def _newest(rows: list[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
+    """Of the rows that a GPU made, the last for each value of `keys`, in the order of their first."""
+    made = [row for row in rows if row.get("peak_gib") and "failed" not in row]
+    return list({tuple(row[key] for key in keys): row for row in made}.values())
 
 
 def _read(name: str) -> list[dict[str, Any]]:

@@ -310,6 +310,8 @@ def test_what_each_setting_does_to_the_peak() -> None:
     assert peak(replace(long, value=QWEN.shape)) > peak(long) + 12 * QWEN.shape.parameters
     assert peak(replace(long, frozen={"reference": 3.0 * GIB})) == peak(long) + 3 * GIB
     assert peak(replace(long, accumulates=True)) == peak(long) + 4 * QWEN.shape.parameters
+    assert peak(replace(long, bucketed=True)) == peak(long) + 4 * QWEN.shape.parameters
+    assert moments(replace(long, bucketed=True))["optimiser step"] == moments(long)["optimiser step"]
 
 
 QWEN = Training(

@@ -93,6 +93,17 @@ def test_several_processes_share(qwen: Path) -> None:
     assert four.moments["optimiser step"]["weights"] == alone.moments["optimiser step"]["weights"] / 4
 
 
+def test_ddp_keeps_gradients(qwen: Path) -> None:
+    """In its buckets, from step to step; on backends other than native once more beside them."""
+    launch = {"launcher": "torchrun", "num_processes": 2}
+    end, weights = "end of the forward pass", 4 * 494_032_768
+    native = make_plan(run(qwen, train={"max_steps": 5}, launch=launch, backend="native"))
+    assert native.moments[end]["gradients"] == native.moments["optimiser step"]["gradients"] == weights
+    trl = make_plan(run(qwen, train={"max_steps": 5}, launch=launch, backend="trl"))
+    assert "gradients" not in trl.moments[end]
+    assert trl.moments[end]["gradient buckets of DDP"] == trl.moments["optimiser step"]["gradients"] == weights
+
+
 def test_rows_are_counted_without_loading(tmp_path: Path) -> None:
     from datasets import Dataset
 

@@ -104,6 +104,8 @@ class Training:
     compiled: Keep | None = None
     """What compiled layers keep; None: layers are not compiled."""
     accumulates: bool = False
+    bucketed: bool = False
+    """Whether gradients lie in DDP's buckets, which stay from step to step."""
     eager: bool = False
     repeats_keys: bool = False
     """Whether keys and values are copied to all query heads (torch's varlen kernel before 2.12; sdpa with a mask)."""
@@ -160,7 +162,8 @@ def moments(t: Training) -> dict[str, dict[str, float]]:
     gradients = t.trained * t.trained_parameters / t.state_shards
     values = 0.0 if t.value is None else float(t.trained * t.value.parameters)
     critic = {} if t.value is None else {"value model's activations": value_activations(t)}
-    earlier = {"gradients": gradients + values} if t.accumulates else {}
+    buckets = {"gradients": gradients + values} if t.bucketed else {}
+    earlier = {"gradients": gradients + values} if t.accumulates else buckets
     whole = replace(t, compiled=t.compiled and "all")
     layer = t.batch.tokens * layer_bytes(whole) + cast_bytes(t, s.layer_matrices)
     saved = {"activations": saved_bytes(t)} | critic | earlier
@@ -189,7 +192,7 @@ def moments(t: Training) -> dict[str, dict[str, float]]:
             "bf16 copies of weights": head_cast, "recomputed of a layer": again, "gradient of the head": head_gradient,
         }  # fmt: skip
     if t.rollout is not None:
-        found["rollout"] = kept | {"reading prompts": prefill_bytes(t)}
+        found["rollout"] = kept | buckets | {"reading prompts": prefill_bytes(t)}
     return {moment: {name: size for name, size in lines.items() if size} for moment, lines in found.items()}
 
 

@@ -72,6 +72,7 @@ def situation(run: Run, card: float | None = None) -> Situation:
     compute = 4 if model.precision is PrecisionType.FP32 else 2
     processes = _processes(run, notes)
     strategy = run.launch.strategy if processes > 1 else "ddp"
+    replicated = processes > 1 and strategy == "ddp"
     accumulation = run.train.gradient_accumulation_steps
     optimizer = run.train.optimizer if run.train.is_set("optimizer") else "adamw_torch_fused"  # the default on a GPU
     if optimizer not in OPTIMIZERS:
@@ -87,12 +88,17 @@ def situation(run: Run, card: float | None = None) -> Situation:
     training = Training(
         shape, batch, head, model.lora, compute, trained=2 if optimizer in SPLIT_OPTIMIZERS else 4, compiled=compiled,
         quantised=_quantised(model.quantization), optimizer=optimizer, checkpointing=model.gradient_checkpointing,
-        accumulates=accumulation > 1 or batch.cut_from is not None, eager=attention == "eager",
+        accumulates=accumulation > 1 or batch.cut_from is not None, bucketed=replicated and backend == "native",
+        eager=attention == "eager",
         repeats_keys=attention == "varlen" and not batch.masked and not _varlen_groups(), value=_value_model(run),
         weight_shards=processes if strategy in SHARDED else 1,
         state_shards=processes if strategy in ("fsdp2", "zero2", "zero3") else 1,
     )  # fmt: skip
     frozen = _other_models(run, training, notes)
+    if (
+        replicated and backend != "native"
+    ):  # beside the gradients; the native trainers keep them there (`trainers.native`)
+        frozen["gradient buckets of DDP"] = float(training.trained * training.trained_parameters)
     if isinstance(run, RLRunConfig) and run.algorithm in applies.ONLINE and not run.train.fast_inference:
         rollout = _rollout(run, training, card, sum(frozen.values()))
         training = replace(training, rollout=rollout)

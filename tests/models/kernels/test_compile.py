@@ -1,5 +1,7 @@
 """Compiled layers give the plain numbers, compile once for all layers and shapes, and come off again."""
 
+import types
+
 import pytest
 import torch
 import torch._dynamo.testing
@@ -62,6 +64,22 @@ def test_one_compilation_for_all_layers_and_shapes(compilations, keep):
     assert packed_loss(model, rows[0]).item() == pytest.approx(want[0], rel=1e-5)
     kernels.restore_layers(model)
     assert not any("forward" in layer.__dict__ for layer in model.model.layers)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_layer_stays_whole_under_ddp(compilations, monkeypatch, whole):
+    """Else the compiler ends a graph wherever a bucket of gradients is full; what passes from one to the next is then saved too."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    active = types.SimpleNamespace(bucket_bytes_cap=2**20)
+    monkeypatch.setattr(DistributedDataParallel, "_get_active_ddp_module", lambda: active)
+    wide = SHAPE | {"hidden_size": 256, "intermediate_size": 1024}  # 4 MiB of weights a layer
+    model = AutoModelForCausalLM.from_config(Qwen2Config(**wide, vocab_size=61))
+    kernels.compile_layers(model)
+    if not whole:
+        monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
+    model(torch.tensor([[3, 4, 5]]), use_cache=False).logits.sum().backward()
+    assert (compilations.frame_count == 1) is whole
 
 
 def test_what_is_kept(compilations):

@@ -31,6 +31,9 @@ def compile_layers(causal: Any, *, keep: Keep = "all") -> int:
     # A layer's floats (scaling, epsilon) are constants. Else the compiler takes them for inputs, finds out that they cannot be, and
     # starts over: twice the time.
     torch._dynamo.config.specialize_float = True
+    # Under DDP the compiler would cut a layer at the bounds of gradient buckets, three pieces at 0.5B and more beyond, and keep what
+    # passes between them for the backward pass. Layers are pieces already: buckets are reduced while the next layer's run.
+    torch._dynamo.config.optimize_ddp = False
     return _replace(causal, partial(_training_step, keep))
 
 
