@@ -6,7 +6,7 @@ from importlib import metadata
 
 TESTED: dict[str, tuple[str, str]] = {
     "torch": ("2.13.0", "2.13.0"),
-    "transformers": ("5.17.0", "5.23.0"),
+    "transformers": ("5.17.0", "5.24.0"),
     "trl": ("1.14.2", "1.16.0"),
     "peft": ("0.21.2", "0.21.2"),
     "datasets": ("4.8.5", "5.2.0"),
