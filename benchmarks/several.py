@@ -8,7 +8,7 @@ A TASK is one of
 
 Work grows with the number of GPUs (but for sft-equal), so that efficiency is the speed of n GPUs over n times that of one; the run on
 one GPU has no launcher, and is one for all tasks of sft, whose compiled layers it has too. Tokens a second and memory (of the
-fullest GPU) are those of the run's own log, the first steps left out. Losses of sft-equal are held against those of one GPU. On a
+fullest GPU, and of each) are those of the run's own log, the first steps left out. Losses of sft-equal are held against those of one GPU. On a
 CPU: processes over gloo, DDP. `--parts DIR` keeps model and data; `--out` is also read, for runs on one GPU of an earlier call.
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,8 @@ def main() -> None:
         for arm, failure in ended(commands, folder, args.limit):
             task, _, count = arm.rpartition("-")
             found = {"failed": failure} if failure else json.loads((folder / f"{arm}.json").read_text())
+            if by_process := re.search(r"peak memory by process: ([\d., ]+) GiB", (folder / f"{arm}.log").read_text()):
+                found["peaks_gib"] = [float(peak) for peak in by_process[1].split(",")]
             key = (task.split("-")[0], args.steps)
             if count == "1" and not failure:
                 alone[key] = found

@@ -1,5 +1,7 @@
 """The bridge from `transformers.Trainer` to the recorder, driven by real training of a tiny model."""
 
+import types
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
@@ -7,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from aligntune.reporting import Recorder, RunDirectory, Sink
 from aligntune.reporting.events import TrailSink
 from aligntune.reporting.text import without_timing
+from aligntune.trainers import callbacks
 from aligntune.trainers.callbacks import attach_recorder, split_of
 
 ROWS, LENGTH, PADDING, BATCH = 32, 6, 2, 2
@@ -186,3 +189,16 @@ def test_gradient_accumulation_counts_every_micro_batch(tmp_path):
 )
 def test_splits(logs, split, values):
     assert split_of(logs) == (split, values)
+
+
+def test_each_of_several_gpus_is_named(tmp_path, monkeypatch):
+    run = RunDirectory.create(tmp_path)
+    recorder = Recorder([TrailSink(run)])
+    said = []
+    monkeypatch.setattr(recorder, "note", said.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
+    monkeypatch.setattr(callbacks, "of_all", lambda peak: [peak, 2 * peak])
+    for count in (1, 2):
+        arguments = types.SimpleNamespace(device=torch.device("cuda"), world_size=count)
+        callbacks.RecorderCallback(recorder, run).on_train_end(arguments, None, None)
+    assert said == ["peak memory by process: 3.0, 6.0 GiB"]

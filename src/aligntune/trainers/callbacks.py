@@ -16,7 +16,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from aligntune.reporting import Recorder, RunDirectory
-from aligntune.trainers.parallel import largest_of_all
+from aligntune.trainers.parallel import largest_of_all, of_all
 
 SUMMARY = ("train_loss", "total_flos")
 """Names by which the trainer's closing log is known. It sums up one session only, so it is not a metric of the run."""
@@ -132,8 +132,11 @@ class RecorderCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop counting. Evaluations after this are new, even if there was no step left to train."""
+        """Stop counting, and say what each of several GPUs needed. Evaluations after this are new, even if there was no step left to train."""
         self._replaying = False
+        if args.device.type == "cuda" and args.world_size > 1:
+            peaks = of_all(torch.cuda.max_memory_allocated(args.device) / 2**30)
+            self._recorder.note("peak memory by process: " + ", ".join(f"{peak:.1f}" for peak in peaks) + " GiB")
         if self._meter is not None:
             self._meter.remove()
             self._meter = None

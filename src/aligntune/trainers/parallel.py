@@ -60,6 +60,15 @@ def largest_of_all(number: float, device: torch.device) -> float:
     return most.item()
 
 
+def of_all(number: float) -> list[float]:
+    """A number of each process, by rank; every process must call it."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [number]
+    found: list[float] = [0.0] * distributed.get_world_size()
+    distributed.all_gather_object(found, number)
+    return found
+
+
 def use_own_device() -> None:
     """Make this process's accelerator the current one, before a model is loaded onto "the" accelerator."""
     place = int(os.environ.get("LOCAL_RANK", "0"))
