@@ -1,7 +1,7 @@
 """Supervised fine-tuning by whole trainers, peers beside us: python benchmarks/sft_run.py SHAPE STEPS ARM [ARM ...] [--out FILE].
 
 Ours, through the same config that a user writes (packed rows of 2048, batch 8, no gradient checkpointing):
-    native     float32 masters under autocast, compiled layers (what a GPU gets by default in a run of 500 passes or more)
+    native     float32 masters under autocast, compiled layers (what a GPU gets by default in a run of 250 passes or more)
     mlp        the same, the two wide products of every MLP recomputed
     split      mlp, AdamW on split bfloat16 weights with float32 moments
     split16    mlp, moments in bfloat16

@@ -313,9 +313,9 @@ def test_what_is_compiled(qwen: Path) -> None:
     assert kept("sft", backend="trl") is None
     assert kept("sft", train={"activation_offloading": True}) is None
     assert kept("sft", model={"compile": False}) is None
-    assert kept("sft", train={"max_steps": 499}) is None
-    assert kept("sft", train={"max_steps": 499}, model={"compile": True}) == "all"
-    assert kept("sft", train={"max_steps": 250, "gradient_accumulation_steps": 2}) == "all"
+    assert kept("sft", train={"max_steps": 249}) is None
+    assert kept("sft", train={"max_steps": 249}, model={"compile": True}) == "all"
+    assert kept("sft", train={"max_steps": 125, "gradient_accumulation_steps": 2}) == "all"
     assert kept("grpo") is kept("dpo") is None
     assert kept("sft", dataset={"task_type": "text_classification"}) is None
     four_bit = {"quantization": {"load_in_4bit": True}}

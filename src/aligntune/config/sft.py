@@ -45,8 +45,8 @@ class ModelConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more time. (Off while unset, if
     `selective_checkpointing` is given.)"""
     compile: bool | None = None
-    """Compile the decoder layers (native backend); the first steps then take half a minute or more. Unset: on a CUDA GPU, for
-    language modelling, in runs of at least 500 forward passes (steps x gradient accumulation). (Addition.)"""
+    """Compile the decoder layers (native backend); the first steps then take a quarter of a minute or more. Unset: on a CUDA GPU, for
+    language modelling, in runs of at least 250 forward passes (steps x gradient accumulation). (Addition.)"""
     selective_checkpointing: Annotated[str, OneOf("off", "cheap", "half", "mlp")] = "off"
     """What compiled layers recompute in the backward pass: `cheap`, all but matrix products and attention; `half`, also one
     of the two wide products of a gated MLP; `mlp`, both. Between no checkpointing and `gradient_checkpointing`. (Addition.)"""

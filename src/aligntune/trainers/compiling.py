@@ -33,7 +33,7 @@ def compile_model(session: Any) -> None:
         return
     restore_layers(causal_model(model))
     number = compile_layers(causal_model(model), keep=found.keep)
-    logger.info("%d decoder layers are compiled: the first steps take half a minute or more", number)
+    logger.info("%d decoder layers are compiled: the first steps take a quarter of a minute or more", number)
 
 
 def _problem(model: nn.Module) -> str | None:

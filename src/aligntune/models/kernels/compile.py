@@ -24,7 +24,7 @@ from aligntune.config.compiling import Keep
 
 def compile_layers(causal: Any, *, keep: Keep = "all") -> int:
     """Compile the decoder layers of a transformers model for training, in place; returns how many. Undone by
-    `restore_layers`. The first step then takes half a minute or more on a GPU.
+    `restore_layers`. The first step then takes a quarter of a minute or more on a GPU.
 
     `keep` other than "all" is selective activation checkpointing (Korthikanti et al. 2022, arXiv 2205.05198).
     """
