@@ -9,7 +9,9 @@ from transformers import (
     CohereConfig,
     Gemma2Config,
     GPT2Config,
+    GPTNeoConfig,
     GraniteConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
@@ -175,6 +177,28 @@ def test_a_head_that_does_more_is_found(monkeypatch):
 
     monkeypatch.setattr(model, "forward", doubled)
     assert "other log-probabilities" in check_packed(model)
+
+
+def test_masks_of_a_fixed_size_are_found():
+    config = GPTNeoConfig(
+        vocab_size=61, hidden_size=16, num_layers=1, attention_types=[[["global"], 1]], num_heads=2, max_position_embeddings=32
+    )  # fmt: skip
+    assert "fixed size" in check_packed(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_model_that_refuses_packed_rows_says_why(monkeypatch):
+    model = build("llama")
+
+    def refuses(*args, **kwargs):
+        raise ValueError("no packed sequences here")
+
+    monkeypatch.setattr(model.model, "forward", refuses)
+    assert "no packed sequences here" in check_packed(model)
+
+
+def test_the_trunk_is_found_where_transformers_does_not_look():
+    config = Llama4TextConfig(**SHAPE, num_local_experts=2, intermediate_size_mlp=16, attention_chunk_size=8)
+    assert check_packed(AutoModelForCausalLM.from_config(config)) is None
 
 
 def test_bfloat16():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Gemma2Config
+from transformers import AutoModelForCausalLM, Gemma2Config, PhimoeConfig
 
 from aligntune.errors import ConfigError
 from aligntune.models.forward import packed_log_probs
@@ -160,6 +160,12 @@ def test_a_model_that_cannot_run_says_why():
     model = AutoModelForCausalLM.from_config(config)
     assert "soft-capping" in check_rollouts(model)
     assert model.config._attn_implementation != "aligntune_rollout"
+
+
+def test_windows_that_only_the_mask_knows_are_refused():
+    shape = {"vocab_size": 53, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = PhimoeConfig(**shape, num_attention_heads=4, num_key_value_heads=2, sliding_window=30)
+    assert "sliding windows" in check_rollouts(AutoModelForCausalLM.from_config(config))
 
 
 def test_buckets():

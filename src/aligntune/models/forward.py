@@ -121,7 +121,7 @@ def trunk_hidden(model: nn.Module, rows: PackedRows) -> Tensor:
         # A mask of four dimensions passes through transformers as it is. Ours ignore it, and nobody looks for packed
         # documents in the position ids, which would wait for the device.
         extra["attention_mask"] = rows.no_mask
-    out = causal.get_decoder()(input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False, **extra)
+    out = decoder(causal)(input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False, **extra)
     return out.last_hidden_state[0]
 
 
@@ -140,7 +140,7 @@ def _padded_hidden(causal: Any, rows: PackedRows) -> Tensor:
     lengths = rows.cu_seqlens.diff()
     ids = nn.utils.rnn.pad_sequence(list(rows.input_ids[0].split(lengths.tolist())), batch_first=True)
     mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-    out = causal.get_decoder()(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+    out = decoder(causal)(input_ids=ids, attention_mask=mask.long(), use_cache=False)
     return out.last_hidden_state[mask]
 
 
@@ -158,6 +158,12 @@ def causal_model(model: nn.Module) -> Any:
     if getattr(inner.config, "is_encoder_decoder", False):
         raise ModelError(f"{type(inner).__name__} is an encoder-decoder model: only decoder-only models can be trained")
     return inner
+
+
+def decoder(causal: Any) -> Any:
+    """The model below the head. Where transformers looks for it in vain, `get_decoder` gives the whole model back."""
+    found = causal.get_decoder()
+    return found if found is not causal else causal.model
 
 
 def model_head(model: nn.Module) -> Head:
@@ -184,7 +190,9 @@ def check_packed(model: nn.Module, tolerance: float = 0.05) -> str | None:
     """
     causal = causal_model(model)
     device = causal.get_input_embeddings().weight.device
-    vocab = causal.get_input_embeddings().weight.shape[0]
+    vocab, name = causal.get_input_embeddings().weight.shape[0], type(causal).__name__
+    if any(x.dim() == 4 and x.shape[-1] == x.shape[-2] > 1 for x in causal.buffers()):
+        return f"{name} keeps masks of a fixed size, which packed rows outgrow"
     rows = [[i % vocab for i in range(3, 10)], [i % vocab for i in range(5, 9)]]
     packed = PackedRows.build(rows, [[True] * len(row) for row in rows], device)
     was_training = model.training
@@ -192,14 +200,14 @@ def check_packed(model: nn.Module, tolerance: float = 0.05) -> str | None:
     try:
         got = packed_log_probs(model, packed).log_probs
         want = torch.cat([_plain_log_probs(causal, torch.tensor([row], device=device)) for row in rows])
-    except TypeError as error:
-        return f"{type(causal).__name__} does not take packed rows: {error}"
+    except (TypeError, ValueError) as error:
+        return f"{name} does not take packed rows: {error}"
     finally:
         model.train(was_training)
     worst = (got - want).abs().max().item()
     if worst <= tolerance:
         return None
-    return f"{type(causal).__name__} gives other log-probabilities when rows are packed (by {worst:.3g} nats)"
+    return f"{name} gives other log-probabilities when rows are packed (by {worst:.3g} nats)"
 
 
 def _plain_log_probs(causal: Any, ids: Tensor) -> Tensor:

@@ -62,7 +62,8 @@ def load_model(
     base = base_of(config, name)
     kwargs = loading_arguments(config, precision, trained, init_kwargs)
     try:
-        kwargs |= _attention(config, AutoConfig.from_pretrained(base or name, **_config_kwargs(kwargs))) | head
+        found = AutoConfig.from_pretrained(base or name, **_config_kwargs(kwargs))
+        kwargs |= _attention(config, found, auto_class) | head
         model = auto_class.from_pretrained(base or name, **kwargs)
     except (OSError, KeyError) as error:
         raise ModelError(explain_missing(base or name, "weights", error)) from error
@@ -126,11 +127,12 @@ def loading_arguments(
     return kwargs | given
 
 
-def _attention(config: ModelConfig, model_config: Any) -> dict[str, Any]:
+def _attention(config: ModelConfig, model_config: Any, auto_class: Any) -> dict[str, Any]:
     wanted = VARLEN if config.attn_implementation == "varlen" else config.attn_implementation
     if wanted.startswith("flash_attention"):
         require("flash_attn", extra="flash", why=f"attn_implementation: {wanted}")
-    implementation, reason = resolve_attention(wanted, device(), model_config)
+    model_class = auto_class._model_mapping.get(type(model_config), None)  # None: its code comes from a repository
+    implementation, reason = resolve_attention(wanted, device(), model_config, model_class)
     logger.info("attention: %s (%s)", implementation, reason)
     return {"attn_implementation": implementation}
 

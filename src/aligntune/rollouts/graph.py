@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aligntune.models.forward import causal_model, model_head, packed_log_probs
+from aligntune.models.forward import causal_model, decoder, model_head, packed_log_probs
+from aligntune.models.kernels.attention import unsupported_attention
 from aligntune.models.kernels.compile import decoding_layers
 from aligntune.models.kernels.documents import Documents
 from aligntune.models.kernels.kv_attention import ROLLOUT, KVStore, Prefill, register_rollout_attention
@@ -140,8 +141,7 @@ class GraphEngine:
 
     def _trunk(self, ids: Tensor, positions: Tensor, **plan: Any) -> Tensor:
         no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)  # passes through transformers as it is
-        decoder = self.causal.get_decoder()
-        return decoder(
+        return decoder(self.causal)(
             input_ids=ids, position_ids=positions, attention_mask=no_mask, use_cache=False, **plan
         ).last_hidden_state
 
@@ -204,6 +204,8 @@ def check_rollouts(model: nn.Module, tolerance: float = 0.05) -> str | None:
     prompts = [[i % vocab for i in range(3, 10)], [i % vocab for i in range(5, 8)]]
     engine = GraphEngine(model, compile_layers=False)
     name = type(engine.causal).__name__
+    if lacks := unsupported_attention(engine.causal.config):
+        return f"{name} has {lacks}"
     try:
         rollouts = engine.generate(prompts, SamplingParams(max_new_tokens=4, seed=0))
     except Exception as error:  # noqa: BLE001  (a patched model may fail in any way; generate is there for it)

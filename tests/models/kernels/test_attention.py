@@ -5,13 +5,24 @@ import copy
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    PhimoeConfig,
+    Qwen3Config,
+)
 
+from aligntune.config.sft import ModelConfig
 from aligntune.errors import ModelError
 from aligntune.models.forward import packed_log_probs
 from aligntune.models.kernels.attention import PACKED_SDPA, VARLEN, resolve_attention
 from aligntune.models.kernels.documents import Documents, bucketed_attention, documents_of
+from aligntune.models.load import load_model
 from aligntune.models.packed import PackedRows
+from aligntune.models.precision import Precision
 
 SHAPE = {
     "vocab_size": 61,
@@ -157,3 +168,30 @@ def test_what_our_kernels_lack_is_left_to_transformers_or_refused():
         resolve_attention(PACKED_SDPA, "cpu", gemma)
     with pytest.raises(ModelError, match="the device is cpu"):
         resolve_attention(VARLEN, "cpu")
+
+
+@pytest.mark.parametrize(("lacks", "own"), [("_supports_sdpa", "eager"), ("_supports_attention_backend", "sdpa")])
+def test_models_with_attention_of_their_own_are_loaded_with_it(lacks, own, tmp_path, monkeypatch):
+    """As MPT and Falcon have, for example."""
+    AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["llama"])).save_pretrained(tmp_path)
+    monkeypatch.setattr(LlamaForCausalLM, lacks, False)
+    precision = Precision(torch.float32)
+    model = load_model(ModelConfig(name_or_path=str(tmp_path)), precision, trained=False)
+    assert model.config._attn_implementation == own
+
+
+def test_what_a_class_cannot_run_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(LlamaForCausalLM, "_supports_attention_backend", False)
+    with pytest.raises(ModelError, match="cannot run LlamaForCausalLM"):
+        resolve_attention(PACKED_SDPA, "cpu", model_class=LlamaForCausalLM)
+    assert resolve_attention("sdpa", "cpu", model_class=LlamaForCausalLM)[0] == "sdpa"
+    monkeypatch.setattr(LlamaForCausalLM, "_supports_sdpa", False)
+    with pytest.raises(ModelError, match="'sdpa' cannot run LlamaForCausalLM: use 'auto' or 'eager'"):
+        resolve_attention("sdpa", "cpu", model_class=LlamaForCausalLM)
+    assert resolve_attention("eager", "cpu", model_class=LlamaForCausalLM)[0] == "eager"
+
+
+def test_windows_that_only_the_mask_knows_are_left_to_transformers():
+    shape = {name: value for name, value in SHAPE.items() if name != "head_dim"}
+    assert resolve_attention("auto", "cpu", PhimoeConfig(**shape, sliding_window=12))[0] == "sdpa"
+    assert resolve_attention("auto", "cpu", PhimoeConfig(**shape, sliding_window=64))[0] == PACKED_SDPA

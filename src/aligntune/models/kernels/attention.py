@@ -24,30 +24,50 @@ VARLEN, PACKED_SDPA = "aligntune_varlen", "aligntune_packed_sdpa"
 HALF = (torch.bfloat16, torch.float16)
 
 
-def resolve_attention(name: str, device: torch.device | str, config: Any = None) -> tuple[str, str]:
+def resolve_attention(
+    name: str, device: torch.device | str, config: Any = None, model_class: Any = None
+) -> tuple[str, str]:
     """(what to give transformers as `attn_implementation`, why).
 
     `auto` takes flash-attention if its package is installed, else torch's varlen kernel (CUDA, sm80 or newer), else
-    packed sdpa. `config` is the model's: features that our kernels lack lead to transformers' own implementations, or,
-    when one of ours was asked for by name, to ModelError.
+    packed sdpa. `config` is the model's, `model_class` what will be built from it: what they cannot run leads to
+    transformers' own implementations, or, when it was asked for by name, to ModelError.
     """
     register_attention()
     device = torch.device(device)
-    lacks = _unsupported(config)
+    lacks = unsupported_attention(config)
     if name != "auto":
+        if not _class_runs(model_class, name):
+            raise ModelError(f"attn_implementation '{name}' cannot run {model_class.__name__}: use 'auto' or 'eager'")
         if name in (VARLEN, PACKED_SDPA) and lacks:
             raise ModelError(f"attn_implementation '{name}' cannot run this model ({lacks}): use 'auto' or 'eager'")
         if name == VARLEN and (missing := _varlen_missing(device)):
             raise ModelError(f"attn_implementation '{name}' cannot run here ({missing}): use 'auto' or 'sdpa'")
         return name, "asked for"
-    if device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
+    installed = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    if installed and _class_runs(model_class, "flash_attention_2"):
         return "flash_attention_2", "the flash_attn package is installed"
+    if not _class_runs(model_class, PACKED_SDPA):
+        own = "sdpa" if _class_runs(model_class, "sdpa") else "eager"
+        return own, f"{model_class.__name__} computes its attention itself"
     if lacks:
         return ("eager" if "soft-capping" in lacks or "sinks" in lacks else "sdpa"), f"the model has {lacks}"
     missing = _varlen_missing(device)
     if missing is None:
         return VARLEN, "flash_attn is not installed; torch's variable-length kernel does the same"
     return PACKED_SDPA, f"{missing}; plain torch, packed documents without a mask"
+
+
+def _class_runs(model_class: Any, name: str) -> bool:
+    """Whether transformers' class can be built with the implementation `name`; yes where the class is not known."""
+    if model_class is None or name == "eager":
+        return True
+    if name == "flex_attention":
+        return bool(model_class._supports_flex_attn)
+    if name.startswith("flash_attention"):
+        return bool(model_class._supports_flash_attn)
+    ours = name in (VARLEN, PACKED_SDPA)
+    return bool(model_class._supports_sdpa and (not ours or model_class._supports_attention_backend))
 
 
 def _varlen_missing(device: torch.device) -> str | None:
@@ -61,7 +81,7 @@ def _varlen_missing(device: torch.device) -> str | None:
     return None
 
 
-def _unsupported(config: Any) -> str | None:
+def unsupported_attention(config: Any) -> str | None:
     """A feature of the model that our kernels do not compute, or None."""
     if config is None:
         return None
@@ -76,7 +96,16 @@ def _unsupported(config: Any) -> str | None:
             return meaning
     if text.model_type == "gpt_oss":
         return "attention sinks"
-    return None
+    return "sliding windows that only its mask knows" if _windows_in_mask(text) else None
+
+
+def _windows_in_mask(text: Any) -> bool:
+    """Whether some layers look at a window that transformers hands over in the mask alone, and never as an argument."""
+    window = getattr(text, "sliding_window", None)
+    if text.model_type == "qwen2_moe":
+        return window is not None and "sliding_attention" in text.layer_types
+    inside = window is not None and window < text.max_position_embeddings
+    return text.model_type in ("phimoe", "doge") and inside
 
 
 def register_attention() -> None:
