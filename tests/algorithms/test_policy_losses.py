@@ -391,6 +391,14 @@ def test_the_punishment_enters_before_the_groups_are_compared():
     assert "overlong_punishment" not in off.metrics
 
 
+def test_a_completion_without_a_reward_takes_no_part_in_the_punishment():
+    """Its reward is the mean of the others, 1/2, before the punishment and 0 after it."""
+    rollouts = scored([[0.0, 1.0, 0.5]], [[6, 6, 0]])
+    config = DAPOConfig(max_completion_length=8, overlong_buffer=4)
+    result = algorithms.get("dapo").compute_advantages(rollouts, config)
+    assert result.advantages.tolist() == pytest.approx([-0.5 / 0.5001, 0.5 / 0.5001, 0])
+
+
 def test_dynamic_sampling_keeps_groups_with_a_signal():
     rewards = tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.3]])
     spec = algorithms.get("dapo")

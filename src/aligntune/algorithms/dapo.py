@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from aligntune.algorithms import grpo
 from aligntune.algorithms.base import Advantages, ScoredRollouts, algorithm, keep_all
 from aligntune.algorithms.batch import Loss, Normalizers, RolloutBatch
-from aligntune.algorithms.ops import AllSum, one_process
+from aligntune.algorithms.ops import AllSum, divide, masked, one_process
 from aligntune.algorithms.policy import clip_range
 
 if TYPE_CHECKING:
@@ -39,12 +40,16 @@ def keep_groups(rewards: Tensor, config: DAPOConfig) -> Tensor:
 
 
 def advantages(rollouts: ScoredRollouts, config: DAPOConfig, all_sum: AllSum = one_process) -> Advantages:
-    """The soft punishment is added to the rewards before they are compared within the group."""
+    """The soft punishment is added to the rewards before they are compared within the group. A completion without a reward,
+    whose mask is empty, has its group's mean for one, and is punished like the mean of the others too."""
     rewards, metrics = rollouts.rewards, {}
     if config.overlong_buffer:
         punishment = overlong_punishment(
             rollouts.lengths, config.max_completion_length, config.overlong_buffer, config.overlong_penalty
         )
+        scored = rollouts.lengths > 0
+        means = divide(masked(punishment, scored).sum(1, keepdim=True), scored.sum(1, keepdim=True))
+        punishment = torch.where(scored, punishment, means)
         rewards, metrics = rewards + punishment, {"overlong_punishment": punishment.mean()}
     result = grpo.group_relative(rewards, config.scale_rewards, all_sum)
     result.metrics |= metrics

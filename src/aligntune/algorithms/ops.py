@@ -50,12 +50,14 @@ def sequence_means(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def whiten(values: Tensor, mask: Tensor, *, keep_mean: bool = False, all_sum: AllSum = one_process) -> Tensor:
-    """Masked values of [B, T] scaled to unit (unbiased) variance and, unless `keep_mean`, shifted to mean 0."""
-    count = all_sum(mask.sum())
-    mean = divide(all_sum(masked(values, mask).sum()), count)
-    variance = divide(all_sum(masked(values - mean, mask).square().sum()), count - 1)
-    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
-    return masked(whitened + mean if keep_mean else whitened, mask)
+    """Masked values of [B, T] scaled to unit (unbiased) variance and, unless `keep_mean`, shifted to mean 0.
+
+    In float64, as in `group_advantages`."""
+    count, wide = all_sum(mask.sum()), values.double()
+    mean = divide(all_sum(masked(wide, mask).sum()), count)
+    variance = divide(all_sum(masked(wide - mean, mask).square().sum()), count - 1)
+    whitened = (wide - mean) * torch.rsqrt(variance + 1e-8)
+    return masked(whitened + mean if keep_mean else whitened, mask).to(values.dtype)
 
 
 # ---- averages of token losses ---------------------------------------------------------------------------------------
@@ -125,25 +127,27 @@ def group_advantages(rewards: Tensor, scale: str, *, all_sum: AllSum = one_proce
     """[P, G] -> [P, G]: rewards minus the mean of their group, divided by a standard deviation.
 
     scale: `group` divides by the group's, `batch` by that of all rewards of all ranks (2508.08221), `none` not at all.
-    The deviation is the unbiased one plus 1e-4 (as in TRL and verl; the GRPO paper says nothing). Equal rewards give 0.
+    The deviation is the unbiased one plus 1e-4 (as in TRL and verl; the GRPO paper says nothing). Equal rewards give 0: in
+    float32 their mean would be off by a rounding, which the small deviation makes an advantage of up to 1.
     """
     if rewards.shape[1] < 2:
         raise ConfigError(
             "a group needs at least 2 completions per prompt to compare: set num_generations to 2 or more"
         )
-    centered = rewards - rewards.mean(dim=1, keepdim=True)
+    wide = rewards.double()
+    centered = wide - wide.mean(dim=1, keepdim=True)
     match scale:
         case "none":
-            return centered
+            return centered.to(rewards.dtype)
         case "group":
-            deviation = rewards.std(dim=1, keepdim=True)
+            deviation = wide.std(dim=1, keepdim=True)
         case "batch":
-            count = all_sum(torch.full_like(rewards, 1.0).sum())
-            mean = all_sum(rewards.sum()) / count
-            deviation = (all_sum((rewards - mean).square().sum()) / (count - 1)).sqrt()
+            count = all_sum(torch.full_like(wide, 1.0).sum())
+            mean = all_sum(wide.sum()) / count
+            deviation = (all_sum((wide - mean).square().sum()) / (count - 1)).sqrt()
         case _:
             raise ConfigError(f"scale_rewards is '{scale}'; it should be group, batch or none")
-    return centered / (deviation + STD_EPSILON)
+    return (centered / (deviation + STD_EPSILON)).to(rewards.dtype)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

@@ -108,7 +108,9 @@ def length_mask(completion_ids: Sequence[Sequence[int]]) -> Tensor:
 
 
 def fill_missing(rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """[P, G] rewards without NaN (a missing one gets its group's mean, 0 where all are missing), and where they were [P, G]."""
+    """[P, G] rewards without NaN (a missing one gets its group's mean, 0 where all are missing), and where they were [P, G].
+
+    The mean is taken in float64: that of equal rewards is then equal to them, and their group has no signal."""
     missing = rewards.isnan()
-    means = rewards.nanmean(1, keepdim=True).nan_to_num(0.0)
-    return torch.where(missing, means, rewards), missing
+    means = rewards.double().nanmean(1, keepdim=True).nan_to_num(0.0)
+    return torch.where(missing, means.to(rewards.dtype), rewards), missing

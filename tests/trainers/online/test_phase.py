@@ -289,6 +289,11 @@ def test_a_missing_reward_leaves_its_group_alone():
     filled, missing = fill_missing(torch.tensor([[1.0, nan, 0.0], [nan, nan, nan]]))
     assert filled.tolist() == [[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]]
     assert missing.tolist() == [[False, True, False], [True, True, True]]
+    alike = torch.rand(1000)[:, None].repeat(1, 7)
+    filled, _ = fill_missing(torch.cat([alike, torch.full((1000, 1), nan)], 1))
+    assert not algorithms.get("dapo").keep_groups(filled, DAPOConfig()).any(), (
+        "equal rewards and a missing one are no signal"
+    )
 
 
 # The rollout ----------------------------------------------------------------------------------------------------------
