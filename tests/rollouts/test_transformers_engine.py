@@ -147,3 +147,6 @@ def test_generation_kwargs_reach_generate_or_are_refused(model):
         engine.generate(PROMPTS, SamplingParams.build({"num_beams": 2}, max_new_tokens=2))
     with pytest.raises(ConfigError, match="no_such_thing"):
         engine.generate(PROMPTS, SamplingParams.build({"no_such_thing": 2}, max_new_tokens=2))
+    for name, value in (("stop_strings", ["a"]), ("guidance_scale", 2.0), ("use_cache", False), ("pad_token_id", 1)):
+        with pytest.raises(ConfigError, match=f"{name} in generation_kwargs"):
+            engine.generate(PROMPTS, SamplingParams.build({name: value}, max_new_tokens=2))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aligntune.models.forward import causal_model, decoder, model_head, packed_log_probs
+from aligntune.models.forward import causal_model, check_positions, decoder, model_head, packed_log_probs
 from aligntune.models.kernels.attention import unsupported_attention
 from aligntune.models.kernels.compile import decoding_layers
 from aligntune.models.kernels.documents import Documents
@@ -53,6 +53,7 @@ class GraphEngine:
         check_prompts(prompt_ids)
         refuse_extra(self.name, params)
         longest = max(map(len, prompt_ids), default=0) + params.max_new_tokens
+        check_positions(self.causal, longest)
         size = max(1, (self.max_rows or self._rows_that_fit(longest)) // params.num_generations)
         result = Rollouts([], [], [], [])
         seed = int(torch.randint(2**31, ())) if params.seed is None else params.seed

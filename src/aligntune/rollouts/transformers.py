@@ -14,11 +14,29 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from aligntune.errors import ConfigError
-from aligntune.models.forward import causal_model
+from aligntune.models.forward import causal_model, check_positions
 from aligntune.models.kernels.compile import decoding_layers
 from aligntune.models.wrapped import entered_below
 from aligntune.rollouts.base import Rollouts, SamplingParams, check_prompts, cut_at_stop
 from aligntune.rollouts.sampling import chosen_log_probs, reshaped, tempered
+
+_RESULT = "rollouts read tokens alone"
+_OTHER = "rollouts draw one token after another from the policy alone"
+NOT_TAKEN = {
+    "do_sample": "a temperature of 0 is greedy",
+    "eos_token_id": "stop_token says what ends a completion",
+    "stop_strings": "a completion ends with a token, which stop_token names",
+    "pad_token_id": "padding is never seen",
+    "use_cache": "the cache is always used",
+    "max_length": "max_completion_length limits completions",
+    "num_return_sequences": "num_generations says how many completions a prompt gets",
+    **dict.fromkeys(
+        ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states"),
+        _RESULT,
+    ),
+    **dict.fromkeys(("guidance_scale", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers"), _OTHER),
+}
+"""Arguments of `generate` that would contradict this engine, or not act, and why."""
 
 
 class TransformersEngine:
@@ -36,6 +54,7 @@ class TransformersEngine:
         """See `RolloutEngine`."""
         check_prompts(prompt_ids)
         causal = causal_model(self.model)
+        check_positions(causal, max(map(len, prompt_ids), default=0) + params.max_new_tokens)
         rows = [list(prompt) for prompt in prompt_ids for _ in range(params.num_generations)]
         size = self.max_rows or max(1, len(rows))
         result = Rollouts([], [], [], [])
@@ -81,8 +100,10 @@ def _generation_config(params: SamplingParams) -> GenerationConfig:
     extra = dict(params.generation_kwargs)
     if extra.get("num_beams", 1) != 1:
         raise ConfigError("num_beams in generation_kwargs: rollouts sample, they do not search; remove it")
-    known = set(GenerationConfig().to_dict()) | {"stop_strings"}
-    unknown = sorted(set(extra) - known)
+    for name, instead in NOT_TAKEN.items():
+        if name in extra:
+            raise ConfigError(f"{name} in generation_kwargs: {instead}; remove it")
+    unknown = sorted(set(extra) - set(GenerationConfig().to_dict()))
     if unknown:
         raise ConfigError(f"transformers' GenerationConfig has no {', '.join(unknown)}: check generation_kwargs")
     stop = list(params.stop_token_ids) or None

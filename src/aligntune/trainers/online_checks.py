@@ -67,6 +67,10 @@ OWN_SETTING = {
     "max_new_tokens": "max_completion_length",
     "seed": "seed",
     "stop_token_ids": "stop_token",
+    "do_sample": "temperature",
+    "eos_token_id": "stop_token",
+    "max_length": "max_completion_length",
+    "num_return_sequences": "num_generations",
 }
 
 

@@ -24,7 +24,7 @@ from aligntune.data.examples import TextExample
 from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, evaluation_row
 from aligntune.evaluation.evaluator import AnswerEvaluator
 from aligntune.evaluation.registry import check_best_metric, metrics_from_config
-from aligntune.models.forward import check_packed, runs_padded, use_padding
+from aligntune.models.forward import causal_model, check_packed, check_positions, runs_padded, use_padding
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
 from aligntune.trainers.answering import generator_of
 from aligntune.trainers.keeping import keeping_callbacks
@@ -229,6 +229,9 @@ def native_sft_trainer(session: SFTSession, callbacks: Sequence[Any]) -> Any:
     from aligntune.trainers.compiling import compile_model
     from aligntune.trainers.packed_sft import PackedRowsCollator, PackedSFTTrainer
 
+    rows = session.train_rows
+    if not session.config.train.packing and hasattr(rows, "__len__"):  # a stream's are checked as they come
+        check_positions(causal_model(session.model), max(rows["length"]))
     if problem := check_packed(session.model):
         logger.info("rows are padded: %s", problem)
         use_padding(session.model)

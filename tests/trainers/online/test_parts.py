@@ -319,6 +319,7 @@ def test_the_best_weights_are_kept_by_the_held_out_reward(files: Path, run: Run)
     ({"use_peft": True, "ref_adapter_name": "a", "force_use_ref_model": True}, ConfigError, "two references"),
     ({"reward_device": "cpu"}, ConfigError, "no reward model"),
     ({"generation_kwargs": {"max_new_tokens": 3}}, ConfigError, "max_completion_length"),
+    ({"generation_kwargs": {"do_sample": False}}, ConfigError, "temperature"),
     ({"use_liger_loss": True}, ConfigError, "chunk by chunk"),
     ({"logging": {"sample_logging": {"num_samples": 2}}}, ConfigError, "enabled"),
     ({"reward_path": "/nowhere"}, ModelError, "no such folder"),
