@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from aligntune.config.applies import ONLINE
+from aligntune.config.base import Section
 from aligntune.config.enums import AlgorithmType
+from aligntune.config.problems import is_dataset_settings, short
 from aligntune.config.resolve import Resolved, resolve
+from aligntune.config.run import RunConfig
 from aligntune.errors import ConfigError
 
-Source = str | os.PathLike[str] | Mapping[str, Any] | None
+Source = str | os.PathLike[str] | Mapping[str, Any] | RunConfig | None
 
 
 def create_sft_trainer(
@@ -24,8 +27,8 @@ def create_sft_trainer(
     """A session for supervised fine-tuning.
 
     `settings` are the names of the parameter reference, flat (`learning_rate=2e-4, lora_r=8`) or by section
-    (`train={"learning_rate": 2e-4}`); `config` is a YAML file or nested dict that they are laid over. A list of
-    `dataset_name`s is mixed. Raises `ConfigError` with all problems, and `BackendError` when no backend can run it.
+    (`train={"learning_rate": 2e-4}`); `config` is a YAML file, a nested dict or a run's `config` that they are laid over. A
+    list of `dataset_name`s is mixed. Raises `ConfigError` with all problems, and `BackendError` when no backend can run it.
 
         trainer = create_sft_trainer("Qwen/Qwen2.5-0.5B", "tatsu-lab/alpaca", num_epochs=1, output_dir="./output")
         trainer.train()
@@ -39,14 +42,14 @@ def create_rl_trainer(
     dataset_name: str | Sequence[Any] | None = None,
     algorithm: str | AlgorithmType | None = None,
     backend: str | None = None,
-    reward_functions: Sequence[str | Callable[..., Any]] | None = None,
+    reward_functions: str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | None = None,
     reward_function_weights: Sequence[float] | None = None,
     config: Source = None,
     **settings: Any,
 ) -> Any:
     """A session for RL alignment: `ppo`, `dpo`, `grpo`, `dapo`, `dr_grpo`, `gspo`, `neural_mirror_grpo`, `meta_es`.
 
-    `reward_functions` are names of built-in rewards, callables, or `module:function` addresses, summed by
+    `reward_functions` are names of built-in rewards, callables, or `module:function` addresses (one or a list), summed by
     `reward_function_weights` (1 each while unset); `rewards` takes the full entries instead. Everything else as in
     `create_sft_trainer`.
     """
@@ -127,6 +130,8 @@ def _given(model_name: Any, dataset_name: Any, backend: Any, settings: Mapping[s
     arguments = dict(settings)
     if model_name is not None:
         arguments["model_name"] = model_name
+    for name, given in (("dataset_name", dataset_name), *((key, settings.get(key)) for key in ROWS)):
+        _refuse_rows(name, given)
     if isinstance(dataset_name, (list, tuple)):
         arguments["datasets"] = list(dataset_name)
     elif dataset_name is not None:
@@ -136,13 +141,39 @@ def _given(model_name: Any, dataset_name: Any, backend: Any, settings: Mapping[s
     return arguments
 
 
-def _weighted(functions: Sequence[Any], weights: Sequence[float] | None) -> list[dict[str, Any]]:
-    if weights is not None and len(weights) != len(functions):
+ROWS = ("dataset", "datasets", "eval_dataset")
+
+
+def _refuse_rows(name: str, given: Any) -> None:
+    """Rows in memory are refused: a run must be able to read them again, in other processes and when it resumes."""
+    items = given if isinstance(given, (list, tuple)) else [given]
+    for item in items:
+        is_settings = isinstance(item, Section) or (isinstance(item, Mapping) and is_dataset_settings(item))
+        if item is not None and not is_settings and not isinstance(item, (str, os.PathLike)):
+            raise ConfigError(
+                f"{name}: should be a file, folder or hub name, or its settings by name, got {short(item, 60)}. Rows in memory "
+                "are not taken, since a run must be able to read them again: write them to a file first "
+                "(datasets.Dataset.to_json('rows.jsonl'); pandas: frame.to_json('rows.jsonl', orient='records', lines=True))"
+            )
+
+
+def _weighted(functions: Any, weights: Any) -> list[dict[str, Any]]:
+    if isinstance(functions, str) or callable(functions):
+        functions = [functions]
+    if isinstance(functions, Mapping) or not isinstance(functions, Iterable):
+        raise ConfigError(f"reward_functions: should be a list of names and functions, got {functions!r}")
+    functions = list(functions)
+    if weights is None:
+        weights = [1.0] * len(functions)
+    if isinstance(weights, (str, Mapping)) or not isinstance(weights, Iterable):
+        raise ConfigError(f"reward_function_weights: should be a list of numbers, got {weights!r}")
+    weights = list(weights)
+    if len(weights) != len(functions):
         raise ConfigError(f"reward_function_weights has {len(weights)} entries for {len(functions)} reward_functions")
-    return [
-        {"type": function, "weight": float(weight)}
-        for function, weight in zip(functions, weights or [1.0] * len(functions))
-    ]
+    for function in functions:
+        if isinstance(function, Mapping):
+            raise ConfigError(f"reward_functions: {function!r} is a whole entry: give those as rewards=[...]")
+    return [{"type": function, "weight": weight} for function, weight in zip(functions, weights)]
 
 
 def _session(resolved: Resolved) -> Any:

@@ -68,17 +68,23 @@ def test_algorithm_words(word: object) -> None:
 
 
 def test_enums_take_members_and_strings_in_any_case() -> None:
-    found = sft(precision="Bf16", task_type="text-generation", backend=BackendType.TRL, bias="LORA_ONLY").config
+    found = sft(
+        precision="Bf16", task_type="text-generation", backend=BackendType.TRL, use_peft=True, bias="LORA_ONLY"
+    ).config
     assert found.model.precision is PrecisionType.BF16
     assert found.dataset.task_type is TaskType.TEXT_GENERATION
     assert (found.backend, found.model.bias) == (BackendType.TRL, "lora_only")
 
 
 def test_include_is_overlaid(tmp_path: Path) -> None:
-    write(tmp_path / "base.yaml", "model: {name_or_path: base, lora_rank: 4}\ntrain: {epochs: 9}\n")
+    write(tmp_path / "base.yaml", "model: {name_or_path: base, max_seq_length: 4}\ntrain: {epochs: 9}\n")
     file = write(tmp_path / "run.yaml", "include: base.yaml\nalgorithm: sft\nmodel: {name_or_path: own}\ndataset: d\n")
     found = resolve(file)
-    assert (found.config.model.name_or_path, found.config.model.lora_rank, found.config.train.epochs) == ("own", 4, 9)
+    assert (found.config.model.name_or_path, found.config.model.max_seq_length, found.config.train.epochs) == (
+        "own",
+        4,
+        9,
+    )
     assert str(found.origin("train", "epochs")).endswith("base.yaml:2")
 
 
@@ -116,7 +122,8 @@ def test_forms_of_overrides() -> None:
     ({"num_epochs": 7}, "train.epochs", 7), ({"batch_size": 7}, "train.per_device_batch_size", 7),
     ({"optim": "sgd"}, "train.optimizer", "sgd"), ({"eval_steps": 7}, "train.eval_interval", 7),
     ({"logging_steps": 7}, "logging.log_interval", 7), ({"use_peft": True}, "model.peft_enabled", True),
-    ({"lora_r": 7}, "model.lora_rank", 7), ({"lora_target_modules": ["q_proj"]}, "model.target_modules", ["q_proj"]),
+    ({"use_peft": True, "lora_r": 7}, "model.lora_rank", 7),
+    ({"use_peft": True, "lora_target_modules": ["q_proj"]}, "model.target_modules", ["q_proj"]),
     ({"config_name": "x"}, "dataset.subset", "x"), ({"config": "x"}, "dataset.subset", "x"),
     ({"field_mappings": {"a": "b"}}, "dataset.column_mapping", {"a": "b"}),
     ({"dataset_text_field": "t"}, "dataset.text_column", "t"), ({"text_column": "t"}, "dataset.dataset_text_field", "t"),

@@ -192,6 +192,10 @@ class TestBadRows:
             ({"instruction": "a", "output": ["b"]}, "the answer should be text, got list"),
             ({"instruction": "a", "output": "b", "history": [["one"]]}, r"list of \[question, answer\] pairs"),
             ({"prompt": None, "completion": "x"}, r"prompt is empty \(null\)"),
+            ({"prompt": "x", "completion": 3}, "expected text or a list of messages, got int: 3"),
+            ({"instruction": "a", "output": None}, r"the answer is empty \(null\)"),
+            ({"messages": [{"role": "assistant", "content": None}]}, r"a message of assistant has no content \(null\)"),
+            ({"messages": [{"role": "user"}]}, r"a message of user has no content \(null\)"),
         ],
     )
     def test_the_row_is_shown(self, row, message):

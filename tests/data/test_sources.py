@@ -318,3 +318,22 @@ class TestLoadKwargs:
         path.write_text("a O\n", encoding="utf-8")
         with pytest.raises(ConfigError, match="no effect"):
             load_rows(DatasetConfig(name=str(path)), seed=0, load_kwargs={"delimiter": ";"})
+
+
+@pytest.mark.parametrize("row", ['{"text": "caf\xe9 "}', '{"messages": [{"role": "user", "content": "caf\xe9 "}]}'])
+def test_bytes_that_are_not_utf8_are_refused_when_loading(tmp_path, row):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(f"{row.replace('caf', 'tea').encode('ascii', 'ignore').decode()}\n{row}\n".encode("latin1"))
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: not UTF-8 text"):
+        load(path)
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_a_csv_with_another_separator(tmp_path, mark):
+    path = write(tmp_path / "rows.csv", f"prompt{mark}completion\na{mark}b\n")
+    with pytest.raises(DataError, match="has one column, .*dataset_kwargs: {sep: "):
+        load(path)
+    assert load_rows(DatasetConfig(name=str(path)), seed=1, load_kwargs={"sep": mark})[:] == {
+        "prompt": ["a"],
+        "completion": ["b"],
+    }

@@ -19,7 +19,7 @@ def add_to(app: typer.Typer) -> None:
 def preview(
     ctx: typer.Context,
     file: ConfigFile = None,
-    rows: Annotated[int, typer.Option(help="Rows to show.")] = 3,
+    rows: Annotated[int, typer.Option(help="Rows to show.", min=1)] = 3,
 ) -> None:
     """Show the tokens of the first rows, trained ones marked."""
     import sys

@@ -16,8 +16,8 @@ def add_to(app: typer.Typer) -> None:
 def chat(
     model: Annotated[str, typer.Argument(help="Model or adapter folder, a run's output folder, or hub name.")],
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
 ) -> None:
     """Talk with a model; an empty line or Ctrl-D ends."""

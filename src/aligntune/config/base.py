@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+)
 from pydantic_core import core_schema
 
 
@@ -104,12 +112,18 @@ def _path_text(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def _not_empty(value: str) -> str:
+    if not value.strip():
+        raise ValueError("should not be empty")
+    return value
+
+
 def _dict_or_empty(value: object) -> object:
     return {} if value is None else value
 
 
 def _callable_or_path(value: object) -> object:
-    if value is None or callable(value):
+    if callable(value):
         return value
     if isinstance(value, str) and ":" in value:
         return value
@@ -121,6 +135,9 @@ Text = Annotated[str, BeforeValidator(_path_text)]
 
 Settings = Annotated[dict[str, Any], BeforeValidator(_dict_or_empty)]
 """Keyword arguments passed on to another library; null means none."""
+
+Named = Annotated[str, BeforeValidator(_path_text), AfterValidator(_not_empty)]
+"""A name or path that is not empty."""
 
 Function = Annotated[Any, BeforeValidator(_callable_or_path)]
 """A callable, or its address: 'module:function' or 'file.py:function'."""

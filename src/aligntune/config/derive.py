@@ -98,6 +98,11 @@ def contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, s
     """(path, message) of settings that exclude each other."""
     if config.dataset is not None and config.datasets:
         yield ("datasets",), "give dataset or datasets, not both"
+    for name in ("pad_token", "precompute_ref_log_probs", "precompute_ref_batch_size"):
+        if len({getattr(source, name, None) for source in config.sources}) > 1:
+            yield ("datasets",), f"differ in {name}, which is of the whole run: give it once, as dataset.{name}"
+    if config.eval_dataset is not None and config.eval_dataset.is_set("weight"):
+        yield ("eval_dataset", "weight"), "has no effect: evaluation rows are not mixed"
     for name, message in launch_contradictions(config.launch):
         yield ("launch", name), message
     schedule = config.schedule
@@ -119,11 +124,52 @@ def contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, s
         config.model.peft_enabled if isinstance(config, SFTRunConfig) else config.model.use_peft
     ):
         yield ("model", "quantization"), "quantised weights cannot be trained: turn LoRA on"
+    yield from _settings_of_what_is_off(config)
     yield from _speed_contradictions(config)
     if isinstance(config, SFTRunConfig):
         yield from _sft_contradictions(config)
     else:
         yield from _rl_contradictions(config)
+
+
+LORA = "lora_rank lora_r lora_alpha lora_dropout target_modules lora_target_modules bias"
+
+
+def _settings_of_what_is_off(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, str]]:
+    """Settings that were changed and belong to something that is off."""
+    model, train, evaluation = config.model, config.train, getattr(config, "evaluation", None)
+    switch = "peft_enabled" if isinstance(config, SFTRunConfig) else "use_peft"
+    off: list[tuple[bool, Path, Any, str, str]] = [
+        (model.lora is None, ("model",), model, LORA, f"has no effect without LoRA: set {switch}: true, or leave it out"),
+        (not model.gradient_checkpointing, ("train",), train, "gradient_checkpointing_kwargs", "needs gradient_checkpointing: true"),
+        (getattr(train, "early_stopping_patience", 0) is None, ("train",), train, "early_stopping_threshold",
+         "needs early_stopping_patience"),
+        (not (getattr(train, "packing", True) or train.eval_packing), ("train",), train, "packing_strategy", "needs packing: true"),
+    ]  # fmt: skip
+    if evaluation is not None:
+        for name in ("bertscore", "semantic_similarity"):
+            is_off = not getattr(evaluation, f"compute_{name}")
+            off.append((is_off, ("evaluation",), evaluation, f"{name}_model", f"needs compute_{name}: true"))
+    for at, source in [
+        (("dataset",), config.dataset),
+        *((("datasets", place), item) for place, item in enumerate(config.datasets)),
+    ]:
+        if source is not None:
+            off.append(
+                (
+                    source.processing_fn is None,
+                    at,
+                    source,
+                    "processing_batched processing_fn_kwargs",
+                    "needs processing_fn",
+                )
+            )
+    for is_off, at, section, names, message in off:
+        for name in names.split() if is_off else ():
+            field = type(section).model_fields.get(name)
+            default = None if field is None else field.get_default(call_default_factory=True)
+            if field is not None and section.is_set(name) and getattr(section, name) != default:
+                yield (*at, name), message
 
 
 def _speed_contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, str]]:

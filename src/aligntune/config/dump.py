@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -71,8 +72,10 @@ def _plain(value: Any, at: Path, lost: list[str]) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(part, (*at, index), lost) for index, part in enumerate(value)]
     if callable(value):
-        address = f"{value.__module__}:{value.__qualname__}"
-        if value.__module__ == "__main__" or "<" in value.__qualname__:
+        named = value if hasattr(value, "__qualname__") else type(value)  # of an object, its class says what it is
+        address = f"{named.__module__}:{named.__qualname__}"
+        bound = getattr(value, "__self__", None) is not None and not isinstance(value.__self__, (type, ModuleType))
+        if named is not value or bound or named.__module__ == "__main__" or "<" in named.__qualname__:
             lost.append(f"{'.'.join(map(str, at))} = {address}")
         return address
     return value

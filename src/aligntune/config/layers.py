@@ -14,11 +14,11 @@ from pydantic import BaseModel
 from aligntune.config.base import Section
 from aligntune.config.enums import AlgorithmType
 from aligntune.config.load import Entry, Layer, Origin
-from aligntune.config.problems import Work, all_names, canonical_path, nearest, places, rename, suggest
+from aligntune.config.problems import Work, all_names, canonical_path, nearest, places, rename, short, suggest
 from aligntune.config.rewards import RewardModelSourceConfig
 from aligntune.config.rl import SampleLoggingConfig
 from aligntune.config.run import run_class, section_classes
-from aligntune.config.synonyms import BACKEND_FLAGS, Group, Path, groups
+from aligntune.config.synonyms import BACKEND_FLAGS, Group, Path, dataset_groups, groups
 
 NESTED: dict[Path, type[Section]] = {
     ("logging", "sample_logging"): SampleLoggingConfig,
@@ -50,13 +50,22 @@ def _nested_entries(work: Work, layer: Layer, path: Path, value: Any, origin_of:
         value = {leaf: os.fspath(value)}
     if not is_section or value is None:
         if value is not None or not is_section:
-            layer.entries.append(Entry(path, value, origin_of(path)))
+            layer.entries.append(Entry(path, _without_arrays(value), origin_of(path)))
         return
     if not isinstance(value, Mapping):
-        work.complain(path, f"should hold settings by name, got {value!r}", origin_of(path))
+        work.complain(path, f"should hold settings by name, got {short(value)}", origin_of(path))
         return
     for name, part in value.items():
         _nested_entries(work, layer, (*path, str(name)), part, origin_of)
+
+
+def _without_arrays(value: Any) -> Any:
+    """Numbers and lists of an array library (numpy, torch) as Python's own."""
+    if type(value) in (list, tuple):
+        return [_without_arrays(item) for item in value]
+    if type(value) is dict:
+        return {key: _without_arrays(item) for key, item in value.items()}
+    return value.tolist() if isinstance(getattr(value, "ndim", None), int) and hasattr(value, "tolist") else value
 
 
 def flat_layer(work: Work, pairs: Iterable[tuple[str, Any, str]], kind: str) -> Layer:
@@ -93,6 +102,21 @@ def _find(work: Work, name: str, origin: Origin) -> Path | None:
     return None
 
 
+def canonical_entry(work: Work, at: Path, given: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
+    """One of `datasets` under canonical names, as `canonical` makes them of whole layers."""
+    found: dict[Path, Entry] = {}
+    for name, value in given.items():
+        path = (*at, *rename(work.algorithm, ("dataset", name))[1:])
+        entry = Entry((*at, name), value, origin)
+        if path in found and found[path].value != value:
+            _conflict(work, found[path], found[path].path, entry)
+        found.setdefault(path, entry)
+    found = {path: Entry(path, entry.value, entry.origin) for path, entry in found.items()}
+    for group in dataset_groups(work.algorithm, at):
+        _join(work, group, found)
+    return {str(path[-1]): entry.value for path, entry in found.items()}
+
+
 def canonical(work: Work, layer: Layer) -> Layer:
     """The layer under canonical names; two synonyms of one layer that disagree are a problem."""
     found: dict[Path, Entry] = {}
@@ -108,13 +132,16 @@ def canonical(work: Work, layer: Layer) -> Layer:
             _backend_flag(work, found, found[path], backend)
     for group in groups(work.algorithm):
         _join(work, group, found)
+    for group in dataset_groups(work.algorithm, ("eval_dataset",)):
+        _join(work, group, found)
     return Layer(list(found.values()), layer.inside)
 
 
 def _conflict(work: Work, first: Entry, first_path: Path, second: Entry) -> None:
     one, other = ".".join(map(str, first_path)), ".".join(map(str, second.path))
     message = (
-        f"is {second.value!r}, but its synonym {one} is {first.value!r} ({first.origin}); keep one of {one} and {other}"
+        f"is {short(second.value)}, but its synonym {one} is {short(first.value)} ({first.origin}); "
+        f"keep one of {one} and {other}"
     )
     work.complain(second.path, message, second.origin)
 

@@ -47,12 +47,14 @@ class Layer:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader in which 2e-4 is a number and yes/no/on/off stay words."""
+    """SafeLoader in which 2e-4 is a number, and yes/no/on/off, dates, times (8:00:00) and 0123 stay text."""
 
 
 _Loader.yaml_implicit_resolvers = {
     first: [
-        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag.removeprefix("tag:yaml.org,2002:") not in ("float", "bool", "int", "timestamp")
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
@@ -62,6 +64,9 @@ _Loader.add_implicit_resolver(
         r"^[-+]?(?:(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d[\d_]*|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
     ),
     list("-+0123456789."),
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^(?:[-+]?(?:0|[1-9][\d_]*)|0x[\da-fA-F]+)$"), list("-+0123456789")
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
@@ -95,7 +100,13 @@ def _read_file(path: FilePath, parents: tuple[FilePath, ...]) -> tuple[dict[str,
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a config file ({error})") from error
     origins: dict[Path, Origin] = {}
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(
+            f"{path}:{line}: not valid YAML: it holds the control character {error.character!r}"
+        ) from error
     try:
         node = loader.get_single_node()
         data = {} if node is None else _plain(loader, node, (), origins, str(path))
@@ -103,6 +114,10 @@ def _read_file(path: FilePath, parents: tuple[FilePath, ...]) -> tuple[dict[str,
         mark = error.problem_mark
         line = mark.line + 1 if mark else 1
         raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from error
+    except RecursionError:
+        raise ConfigError(
+            f"{path}: an alias (*name) stands within its own anchor (&name), or nesting is too deep"
+        ) from None
     finally:
         loader.dispose()
     if not isinstance(data, dict):
@@ -112,7 +127,10 @@ def _read_file(path: FilePath, parents: tuple[FilePath, ...]) -> tuple[dict[str,
         return data, origins
     merged: dict[str, Any] = {}
     merged_origins: dict[Path, Origin] = {}
-    for name in [includes] if isinstance(includes, str) else includes:
+    names = [includes] if isinstance(includes, str) else includes
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{origins[('include',)]}: include: should be a file or a list of files, got {includes!r}")
+    for name in names:
         inner, inner_origins = _read_file(path.parent / str(name), (*parents, resolved))
         _merge(merged, inner)
         merged_origins |= inner_origins

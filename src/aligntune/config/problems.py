@@ -60,6 +60,16 @@ def all_names(algorithm: AlgorithmType) -> list[str]:
     return names
 
 
+def is_dataset_settings(given: Mapping[Any, Any]) -> bool:
+    """Whether these are settings of a dataset, and not a row, or the columns of one."""
+    known = {"name", "dataset_name"}
+    if known & set(given):
+        return True
+    for algorithm in (AlgorithmType.SFT, AlgorithmType.DPO):
+        known |= {*section_classes(algorithm)["dataset"].model_fields, *renames(algorithm)["dataset"]}
+    return known >= set(given)
+
+
 def suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.7)
     return f": did you mean {prefix}{close[0]}?" if close else ""
@@ -80,6 +90,12 @@ def canonical_path(algorithm: AlgorithmType, path: Path) -> Path:
         if path in group.members:
             return group.canonical
     return path
+
+
+def short(value: object, limit: int = 120) -> str:
+    """What was given, on one line; a long value is cut."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= limit else f"{text[:limit]}... ({type(value).__name__})"
 
 
 def report(problems: list[Problem]) -> str:

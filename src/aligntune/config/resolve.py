@@ -16,8 +16,8 @@ from aligntune.config.base import Section
 from aligntune.config.enums import AlgorithmType
 from aligntune.config.layers import canonical, file_layer, flat_layer, shown_as
 from aligntune.config.load import Layer, Origin, parse_overrides, read_yaml
-from aligntune.config.problems import Problem, Work, rename, report
-from aligntune.config.run import RLRunConfig, SFTRunConfig
+from aligntune.config.problems import Problem, Work, rename, report, short
+from aligntune.config.run import RLRunConfig, RunConfig, SFTRunConfig
 from aligntune.config.synonyms import Path
 from aligntune.config.validate import LISTS, validate
 from aligntune.errors import ConfigError
@@ -41,13 +41,13 @@ class Resolved:
 
 
 def resolve(
-    source: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    source: str | os.PathLike[str] | Mapping[str, Any] | RunConfig | None = None,
     *,
     arguments: Mapping[str, Any] | None = None,
     overrides: Iterable[str] = (),
     algorithm: str | AlgorithmType | None = None,
 ) -> Resolved:
-    """Resolve a config file (or nested dict), keyword arguments and overrides into one run.
+    """Resolve a config file (or nested dict, or another run's config), keyword arguments and overrides into one run.
 
     `algorithm` is what the door says (`create_sft_trainer` says sft); it must agree with a config that says one too.
     Raises `ConfigError` with all problems, each with its file and line or argument.
@@ -78,12 +78,16 @@ def resolve(
     return Resolved(config, work.origins, work.tree)
 
 
-def _read(source: str | os.PathLike[str] | Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[Path, Origin]]:
+def _read(source: object) -> tuple[dict[str, Any], dict[Path, Origin]]:
     if source is None:
         return {}, {}
     if isinstance(source, Mapping):
         return dict(source), {}
-    return read_yaml(source)
+    if isinstance(source, RunConfig):
+        return {name: getattr(source, name) for name in type(source).model_fields if source.is_set(name)}, {}
+    if isinstance(source, (str, os.PathLike)):
+        return read_yaml(source)
+    raise ConfigError(f"config: should be a YAML file, settings by name, or the config of a run, got {short(source)}")
 
 
 def _algorithm(
@@ -111,7 +115,14 @@ def _algorithm(
 
 def _apply(work: Work, layer: Layer) -> None:
     for entry in layer.entries:
-        _set(work.tree, entry.path, entry.value)
+        try:
+            _set(work.tree, entry.path, entry.value)
+        except (TypeError, IndexError, ValueError):
+            outer = ".".join(map(str, entry.path[:-1]))
+            work.complain(
+                entry.path, f"cannot be set: {outer} does not hold settings by name, or has no such entry", entry.origin
+            )
+            continue
         work.origins[entry.path] = entry.origin
     for path, origin in layer.inside.items():
         work.origins.setdefault(path, origin)

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from aligntune.config.base import Count, Function, OneOf, Rate, Section, Settings, Text, Weight
+from aligntune.config.base import Count, Function, Named, OneOf, Rate, Section, Settings, Text, Weight
 
 
 class RewardConfig(Section):
@@ -32,13 +32,13 @@ class RewardConfig(Section):
 class RewardModelTrainingConfig(Section):
     """Training of a reward model on texts labelled by reward functions."""
 
-    base_model_name: Text
+    base_model_name: Named
     """Model that gets the regression head."""
     training_texts: Annotated[list[str], Field(min_length=10)]
     """Texts to score and learn from; at least 10."""
     reward_functions: Annotated[list[Function | str], Field(min_length=1)]
     """Reward functions whose weighted sum is the label."""
-    output_dir: Text
+    output_dir: Named
     """Folder for the reward model."""
     reference_texts: list[str] | None = None
     """One reference per text, for rewards that compare with one."""

@@ -10,6 +10,7 @@ from aligntune.config.base import (
     Count,
     Function,
     LoraSettings,
+    Named,
     OneOf,
     Percent,
     Rate,
@@ -30,7 +31,7 @@ TruncationMode = Annotated[str, OneOf("keep_end", "keep_start")]
 class ModelConfig(Section):
     """The policy, its reference, and the reward and value models."""
 
-    name_or_path: Text
+    name_or_path: Named
     """Hub name or local path of the policy."""
     sft_path: Text | None = None
     """Fine-tuned weights (full or adapter) that policy and reference start from; `name_or_path` then gives tokenizer and
@@ -116,7 +117,7 @@ class ModelConfig(Section):
 class DatasetConfig(Section):
     """The prompts or preference pairs, and how they are read."""
 
-    name: Text
+    name: Named
     """Hub name, file, folder, or `reasoning_gym:TASK`."""
     split: str = "train"
     """Split to read."""
@@ -368,7 +369,7 @@ class LoggingConfig(Section):
     """Loggers beside the JSONL files that are always written: `tensorboard`, `wandb`, `trackio`, `mlflow`, `none`."""
     run_name: str | None = None
     """Name of the run in loggers and report. Unset: the folder's name."""
-    output_dir: Text = "./output"
+    output_dir: Named = "./output"
     """Folder of the run: config, metrics, samples, checkpoints, model and report."""
     log_level: LogLevel = "INFO"
     """Least severe log message shown."""

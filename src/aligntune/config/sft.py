@@ -10,6 +10,7 @@ from aligntune.config.base import (
     Count,
     Function,
     LoraSettings,
+    Named,
     OneOf,
     Percent,
     Rate,
@@ -32,7 +33,7 @@ Strategy = Annotated[str, OneOf("no", "steps", "epoch")]
 class ModelConfig(Section):
     """The model that is trained, how it is loaded, and its LoRA adapter."""
 
-    name_or_path: Text
+    name_or_path: Named
     """Hub name or local path of the model."""
     precision: PrecisionType = PrecisionType.BF16
     """Number format: `bf16`, `fp16` (with a gradient scaler), `fp32`, `auto` (bf16 where it is fast, else fp32). A bf16
@@ -93,7 +94,7 @@ class ModelConfig(Section):
 class DatasetConfig(Section):
     """The rows that are trained on, and where each part of a row is found."""
 
-    name: Text
+    name: Named
     """Hub name, file (JSON, JSONL, CSV, Parquet, CoNLL), folder of files, or `datasets` folder."""
     split: str = "train"
     """Split to read; slices such as `train[:10%]` work for hub data."""
@@ -292,7 +293,7 @@ class EvaluationConfig(Section):
 class LoggingConfig(Section):
     """Where results go and how often."""
 
-    output_dir: Text = "./output"
+    output_dir: Named = "./output"
     """Folder of the run: config, metrics, samples, checkpoints, model and report."""
     run_name: str | None = None
     """Name of the run in loggers and report. Unset: the folder's name."""

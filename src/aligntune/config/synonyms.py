@@ -158,6 +158,20 @@ def groups(algorithm: AlgorithmType) -> list[Group]:
     return found
 
 
+def dataset_groups(algorithm: AlgorithmType, at: Path) -> list[Group]:
+    """The groups that lie within `dataset`, for another dataset of the run, whose settings are under `at`."""
+    return [
+        _equals(
+            *(
+                (*at, name)
+                for _, name in (group.canonical, *(path for path in group.members if path != group.canonical))
+            )
+        )
+        for group in groups(algorithm)
+        if all(section == "dataset" for section, _ in group.members)
+    ]
+
+
 def renames(algorithm: AlgorithmType) -> dict[str, dict[str, str]]:
     """Section -> further spelling -> field name."""
     return RENAMES["sft" if algorithm is AlgorithmType.SFT else "rl"]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from aligntune.config.base import Section
+from aligntune.config.layers import canonical_entry
 from aligntune.config.load import Origin
-from aligntune.config.problems import Work, all_names, nearest, places, suggest
+from aligntune.config.problems import Work, all_names, nearest, places, short, suggest
 from aligntune.config.rewards import RewardConfig, RewardModelTrainingConfig
 from aligntune.config.run import RLRunConfig, SFTRunConfig, run_class, section_classes
 from aligntune.config.synonyms import Path, renames
@@ -23,6 +25,8 @@ def validate(work: Work) -> SFTRunConfig | RLRunConfig | None:
     tree["algorithm"] = work.algorithm
     parts: dict[str, Any] = {}
     classes = section_classes(work.algorithm)
+    if tree.get("datasets") and not tree.get("dataset", {}).get("name"):
+        tree.pop("dataset", None)  # its settings are those of every one of `datasets`
     for section, cls in classes.items():
         if section == "dataset" and "dataset" not in tree:
             continue
@@ -50,7 +54,7 @@ def _inherit(given: Any, tree: Mapping[str, Any]) -> Any:
     """An evaluation dataset has the settings of `dataset` that it does not give itself."""
     if not isinstance(given, dict):
         return given
-    own = ("name", "split", "percent", "max_samples", "subset", "config_name")
+    own = ("name", "split", "percent", "max_samples", "subset", "config_name", "weight")
     base = {key: value for key, value in tree.get("dataset", {}).items() if key not in own or "name" not in given}
     return base | given
 
@@ -62,27 +66,34 @@ def _build(work: Work, cls: type[Section], data: Any, at: Path, skip: tuple[str,
     try:
         return cls.model_validate(data)
     except ValidationError as error:
+        seen: set[Path] = set()
         for detail in error.errors(include_url=False):
             if detail["loc"] and detail["loc"][0] in skip:
                 continue
             path = (*at, *_setting_path(detail["loc"]))
+            if any(path[:cut] in seen for cut in range(len(path))):
+                continue  # another branch of a union whose first one is reported
+            seen.add(path)
             work.complain(path, _explain(work, cls, detail), nearest(work.origins, path) or Origin("default"))
         return None
 
 
 def _build_list(work: Work, cls: type[Section], data: Any, at: Path) -> list[Any]:
     if not isinstance(data, (list, tuple)):
-        work.complain(at, f"should be a list, got {data!r}", nearest(work.origins, at) or Origin("default"))
+        work.complain(at, f"should be a list, got {short(data)}", nearest(work.origins, at) or Origin("default"))
         return []
     if cls is RewardConfig:
         items = [item if isinstance(item, (dict, RewardConfig)) else {"type": item} for item in data]
     else:
-        items = [{"name": item} if isinstance(item, str) else item for item in data]
-        table = renames(work.algorithm)["dataset"]
+        base = {} if work.tree.get("dataset", {}).get("name") else work.tree.get("dataset", {})
+        items = [{"name": item} if isinstance(item, (str, os.PathLike)) else item for item in data]
         items = [
-            {table.get(key, key): value for key, value in item.items()} if isinstance(item, dict) else item
-            for item in items
+            base | canonical_entry(work, (*at, index), item, nearest(work.origins, (*at, index)) or Origin("default"))
+            if isinstance(item, dict)
+            else item
+            for index, item in enumerate(items)
         ]
+    work.tree[str(at[-1])] = items  # entries, however they were spelt
     return [_build(work, cls, item, (*at, index)) for index, item in enumerate(items)]
 
 
@@ -106,7 +117,7 @@ def _explain(work: Work, cls: type[Section], detail: Any) -> str:
     if kind == "missing":
         return "is required"
     text = PLAIN_TYPES.get(kind) or detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return text if kind == "value_error" and not text.startswith("should") else f"{text}, got {value!r}"
+    return text if kind == "value_error" and not text.startswith("should") else f"{text}, got {short(value)}"
 
 
 def _where_instead(work: Work, cls: type[Section], name: str) -> str:

@@ -19,8 +19,8 @@ from datasets import Dataset, Features
 
 from aligntune.data.fingerprint import fingerprint, rows_fingerprint
 
-FORMAT = 1
-"""Raise when the same rows and settings give other tokens than before."""
+FORMAT = 2
+"""Raise when the same rows and settings give other tokens, or another error, than before."""
 
 
 def cache_folder() -> Path:

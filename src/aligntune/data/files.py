@@ -169,11 +169,26 @@ def _built(
     options |= given
     data_files = {name: [str(path) for path in files]}
     try:
-        return datasets.load_dataset(loader, data_files=data_files, split=split, streaming=streaming, **options)
+        rows = datasets.load_dataset(loader, data_files=data_files, split=split, streaming=streaming, **options)
+        if loader == "json" and isinstance(rows, Dataset):
+            rows.data.table.validate(full=True)  # Arrow reads bytes that are not UTF-8 and fails at the row, much later
     except (datasets.exceptions.DatasetsError, pa.ArrowException, TypeError, ValueError, StopIteration) as error:
         if isinstance(error, ValueError) and "corresponds to no data" in str(error):
             raise DataError(f"{files[0]} has no rows") from None
         raise _malformed(loader, files, error) from error
+    if loader == "csv":
+        _refuse_one_column(rows, files[0])
+    return rows
+
+
+def _refuse_one_column(rows: Dataset | IterableDataset, path: Path) -> None:
+    """A single column whose name holds another separator is a table that was not read as one."""
+    names = rows.column_names or []
+    other = [mark for mark in (";", "\t", "|", ",") if len(names) == 1 and mark in names[0]]
+    if other:
+        raise DataError(
+            f"{path} has one column, {names[0]!r}: write commas, or in SFT name its separator by dataset_kwargs: {{sep: {json.dumps(other[0])}}}"
+        )
 
 
 def _malformed(loader: str, files: list[Path], error: Exception) -> DataError:
@@ -183,6 +198,14 @@ def _malformed(loader: str, files: list[Path], error: Exception) -> DataError:
             return DataError(f"{path}, line {number}: {problem}")
     cause = error.__cause__ or error
     return DataError(f"{files[0]} could not be read as {loader}: {cause}")
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _json_problems(path: Path) -> Iterator[tuple[int, str]]:
@@ -198,7 +221,10 @@ def _json_problems(path: Path) -> Iterator[tuple[int, str]]:
             if not isinstance(row, dict):
                 yield place, f"row {place} should be an object, got {type(row).__name__}: {str(row)[:200]}"
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # other line ends may stand in a JSON text
+        if "\N{REPLACEMENT CHARACTER}" in line and not _is_utf8(path):
+            yield number, f"not UTF-8 text; convert the file (iconv -f ENCODING -t utf-8): {line[:200]}"
+            return
         try:
             row = json.loads(line) if line.strip() else {}
         except json.JSONDecodeError as error:

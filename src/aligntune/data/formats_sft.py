@@ -55,6 +55,8 @@ def instruction_chat(
     parts = [text_of(instruction, "instruction"), text_of(extra, "input")]
     messages.append({"role": "user", "content": "\n\n".join(part for part in parts if part.strip())})
     messages = with_system(messages, text_of(system, "system"))
+    if answer is None:
+        raise DataError('the answer is empty (null); write "" if the model should answer nothing')
     answer_message = {"role": "assistant", "content": text_of(answer, "the answer")}
     return ChatExample([*messages, answer_message], prompt_length=len(messages), tools=read_tools(tools))
 

@@ -36,7 +36,8 @@ def read_messages(value: Any) -> list[Message]:
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = _json(value, "messages")
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise DataError(f"expected a list of messages, got {type(value).__name__}")
+        also = "" if isinstance(value, str) else "text or "
+        raise DataError(f"expected {also}a list of messages, got {type(value).__name__}: {value!r:.200}")
     return [read_message(item) for item in value]
 
 
@@ -54,6 +55,8 @@ def read_message(item: Any) -> Message:
     content = item.get(content_key)
     if role == "function_call":
         return {"role": "assistant", "content": "", "tool_calls": _calls(_json(content, "a function_call"))}
+    if content is None and not any(entry for key, entry in item.items() if key not in (role_key, content_key)):
+        raise DataError(f"a message of {role} has no content (null)")
     message: Message = {"role": role, "content": _content(content)}
     for key, entry in item.items():
         if entry is not None and key not in (role_key, content_key, "tool_calls"):

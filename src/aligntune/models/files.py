@@ -15,7 +15,9 @@ def is_model_folder(name: str) -> bool:
     if path.is_dir():
         if (path / "config.json").exists() or (path / "adapter_config.json").exists():
             return True
-        nested = [str(found.parent) for found in sorted(path.glob("*/config.json"))]
+        nested = [
+            str(found.parent) for kind in ("config", "adapter_config") for found in sorted(path.glob(f"*/{kind}.json"))
+        ]
         hint = f"; did you mean {nested[0]}?" if nested else ""
         raise ModelError(f"{name}: is a folder without config.json or adapter_config.json, so not a model{hint}")
     if path.is_file():

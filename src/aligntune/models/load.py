@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
 
 from aligntune.config import rl, sft
@@ -68,8 +69,23 @@ def load_model(
     except (OSError, KeyError) as error:
         raise ModelError(explain_missing(base or name, "weights", error)) from error
     except ValueError as error:
-        if "trust_remote_code" in str(error) or "Unrecognized" in str(error):
+        if any(
+            said in str(error) for said in ("trust_remote_code", "Unrecognized", "does not recognize this architecture")
+        ):
             raise ModelError(explain_missing(base or name, "weights", error)) from error
+        raise
+    except SafetensorError as error:
+        raise ModelError(
+            f"{base or name}: a weight file is damaged or cut off ({error}); copy or download it again"
+        ) from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" in str(error):
+            raise ModelError(f"{base or name}: its weights have other shapes than its config.json says") from error
+        raise
+    except TypeError as error:
+        unknown = [key for key in kwargs if f"unexpected keyword argument '{key}'" in str(error)]
+        if unknown:
+            raise ConfigError(f"model.model_init_kwargs.{unknown[0]}: the model takes no such argument") from error
         raise
     if base is not None:
         model = merge_adapter(model, name)
@@ -116,7 +132,7 @@ def loading_arguments(
         kwargs["quantization_config"] = _quantization(config.quantization, precision)
         kwargs["device_map"] = {"": device()}
     if config.device_map not in (None, "auto"):
-        kwargs["device_map"] = config.device_map
+        kwargs["device_map"] = _known_devices(config.device_map)
     if config.max_memory is not None:
         kwargs["max_memory"] = {
             int(key) if str(key).isdigit() else key: size for key, size in config.max_memory.items()
@@ -125,6 +141,14 @@ def loading_arguments(
     if isinstance(config, rl.ModelConfig):
         kwargs["trust_remote_code"] = config.trust_remote_code
     return kwargs | given
+
+
+def _known_devices(device_map: str | dict[str, Any]) -> str | dict[str, Any]:
+    named = device_map.values() if isinstance(device_map, dict) else [device_map]
+    missing = [place for place in named if isinstance(place, int) or str(place).startswith("cuda")]
+    if missing and not torch.cuda.is_available():
+        raise ConfigError(f"model.device_map: names {missing[0]!r}, and this machine has no CUDA device; leave it out")
+    return device_map
 
 
 def _attention(config: ModelConfig, model_config: Any, auto_class: Any) -> dict[str, Any]:

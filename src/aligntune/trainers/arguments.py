@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,10 @@ def training_arguments(
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the names that all supported versions know are the older ones
-        made = cls(**(values | more))
+        try:
+            made = cls(**(values | more))
+        except ValueError as error:
+            raise _unknown_word(train, error) from error
     made.asked = values | more  # for a backend that must show that it kept them
     return made
 
@@ -105,9 +109,19 @@ def _transformers_name(train: Any) -> str:
     return "adamw_torch_fused" if fused else str(train.optimizer)
 
 
+def _unknown_word(train: Any, error: ValueError) -> ValueError:
+    """The error about an optimiser or schedule that transformers does not know, in the words of the setting."""
+    for name in ("optimizer", "lr_scheduler"):
+        if str(error).startswith(f"{getattr(train, name)} is not a valid"):
+            return ConfigError(f"train.{name}: {error}")
+    return error
+
+
 def _check_hardware(run: SFTRunConfig | RLRunConfig) -> None:
     """Refuse what this machine cannot do, rather than leave it out."""
     train, on_cpu = run.train, device().type == "cpu"
+    if re.search("bnb|paged|^lion|^ademamix|(?<!torch)_8bit", train.optimizer):
+        require("bitsandbytes", extra="quant", why=f"train.optimizer: {train.optimizer}")
     if train.use_liger_kernel:
         require("liger_kernel", extra="liger", why="train.use_liger_kernel")
     for name in ("activation_offloading", "use_liger_kernel"):
