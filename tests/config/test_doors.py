@@ -69,7 +69,6 @@ def test_empty_names_are_refused(name: str) -> None:
     ({"lora_target_modules": ["q_proj"]}, "model.target_modules: has no effect without LoRA"),
     ({"packing_strategy": "wrapped"}, "train.packing_strategy: needs packing: true"),
     ({"early_stopping_threshold": 0.1}, "train.early_stopping_threshold: needs early_stopping_patience"),
-    ({"bertscore_model": "x"}, "evaluation.bertscore_model: needs compute_bertscore: true"),
     ({"processing_fn_kwargs": {"a": 1}}, "dataset.processing_fn_kwargs: needs processing_fn"),
     ({"gradient_checkpointing": False, "train": {"gradient_checkpointing_kwargs": {"use_reentrant": True}}},
      "train.gradient_checkpointing_kwargs: needs gradient_checkpointing: true"),

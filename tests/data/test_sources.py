@@ -331,7 +331,7 @@ def test_bytes_that_are_not_utf8_are_refused_when_loading(tmp_path, row):
 @pytest.mark.parametrize("mark", [";", "\t", "|"])
 def test_a_csv_with_another_separator(tmp_path, mark):
     path = write(tmp_path / "rows.csv", f"prompt{mark}completion\na{mark}b\n")
-    with pytest.raises(DataError, match="has one column, .*dataset_kwargs: {sep: "):
+    with pytest.raises(DataError, match=r"has one column, .*dataset_kwargs: \{sep: "):
         load(path)
     assert load_rows(DatasetConfig(name=str(path)), seed=1, load_kwargs={"sep": mark})[:] == {
         "prompt": ["a"],

@@ -137,33 +137,24 @@ LORA = "lora_rank lora_r lora_alpha lora_dropout target_modules lora_target_modu
 
 def _settings_of_what_is_off(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, str]]:
     """Settings that were changed and belong to something that is off."""
-    model, train, evaluation = config.model, config.train, getattr(config, "evaluation", None)
+    model, train = config.model, config.train
     switch = "peft_enabled" if isinstance(config, SFTRunConfig) else "use_peft"
     off: list[tuple[bool, Path, Any, str, str]] = [
         (model.lora is None, ("model",), model, LORA, f"has no effect without LoRA: set {switch}: true, or leave it out"),
         (not model.gradient_checkpointing, ("train",), train, "gradient_checkpointing_kwargs", "needs gradient_checkpointing: true"),
-        (getattr(train, "early_stopping_patience", 0) is None, ("train",), train, "early_stopping_threshold",
-         "needs early_stopping_patience"),
-        (not (getattr(train, "packing", True) or train.eval_packing), ("train",), train, "packing_strategy", "needs packing: true"),
     ]  # fmt: skip
-    if evaluation is not None:
-        for name in ("bertscore", "semantic_similarity"):
-            is_off = not getattr(evaluation, f"compute_{name}")
-            off.append((is_off, ("evaluation",), evaluation, f"{name}_model", f"needs compute_{name}: true"))
-    for at, source in [
-        (("dataset",), config.dataset),
-        *((("datasets", place), item) for place, item in enumerate(config.datasets)),
-    ]:
-        if source is not None:
-            off.append(
-                (
-                    source.processing_fn is None,
-                    at,
-                    source,
-                    "processing_batched processing_fn_kwargs",
-                    "needs processing_fn",
-                )
-            )
+    if isinstance(config, SFTRunConfig):
+        sft = config.train
+        off += [
+            (sft.early_stopping_patience is None, ("train",), sft, "early_stopping_threshold", "needs early_stopping_patience"),
+            (not (sft.packing or sft.eval_packing), ("train",), sft, "packing_strategy", "needs packing: true"),
+        ]  # fmt: skip
+    sources: list[tuple[Path, Any]] = [(("dataset",), config.dataset)] if config.dataset is not None else []
+    sources += [(("datasets", place), item) for place, item in enumerate(config.datasets)]
+    for at, source in sources:
+        off.append(
+            (source.processing_fn is None, at, source, "processing_batched processing_fn_kwargs", "needs processing_fn")
+        )
     for is_off, at, section, names, message in off:
         for name in names.split() if is_off else ():
             field = type(section).model_fields.get(name)
