@@ -64,7 +64,7 @@ def session(root: Path, task: str, out: Path, **settings: Any) -> Any:
     common = {
         "dataset": {"task_type": task}, "eval_dataset": {"name": str(root / f"{task}_eval.jsonl")}, "precision": "fp32",
         "gradient_checkpointing": False, "per_device_batch_size": 8, "max_steps": 60, "learning_rate": 5e-3, "eval_interval": 60,
-        "output_dir": str(out), "loggers": "none", "log_level": "ERROR", "lora_dropout": 0.0,
+        "output_dir": str(out), "loggers": "none", "log_level": "ERROR", **({"lora_dropout": 0.0} if settings.get("peft_enabled") else {}),
     }  # fmt: skip
     return create_sft_trainer(str(root / "model"), str(root / f"{task}.jsonl"), **(common | settings))
 
