@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from aligntune.trainers.evaluating import LanguageModelEvaluation
+from aligntune.trainers.length_groups import GroupsByLength
 from aligntune.trainers.native import NativeTrainer
 from aligntune.trainers.passes import StepsInPieces
 
 
-class ClassificationTrainer(StepsInPieces, LanguageModelEvaluation, NativeTrainer):
+class ClassificationTrainer(StepsInPieces, LanguageModelEvaluation, GroupsByLength, NativeTrainer):
     """Cross-entropy summed over the labels of a batch, divided by the number of labels in the whole optimiser batch.
 
     An evaluation gives the probabilities of each text `[B, C]`, or the class of each token and its probability `[B, T]`;

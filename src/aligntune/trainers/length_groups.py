@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -57,19 +57,11 @@ class LengthGroups(Sampler[int]):
 class GroupsByLength(_Base):
     """Mixin: `train_sampling_strategy: group_by_length` by `LengthGroups`."""
 
-    def get_train_dataloader(self) -> Any:
+    def _get_train_sampler(self, *given: Any) -> Any:
         args = self.args
         if args.train_sampling_strategy != "group_by_length":
-            return super().get_train_dataloader()
+            return super()._get_train_sampler(*given)
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        lengths = self.train_dataset[args.length_column_name]
-        sampler = LengthGroups(lengths, batch, args.seed if args.data_seed is None else args.data_seed)
-        loader: Any = DataLoader(
-            self.train_dataset,  # type: ignore[arg-type]
-            batch_size=args.train_batch_size,
-            sampler=sampler,
-            collate_fn=self.data_collator,
-            pin_memory=args.dataloader_pin_memory,
-            drop_last=args.dataloader_drop_last,
-        )
-        return self.accelerator.prepare(loader)
+        rows: Any = self.train_dataset  # with its lengths, which those given may have lost as unused
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return LengthGroups(rows[args.length_column_name], batch, seed)

@@ -14,13 +14,16 @@ from aligntune.data import PackedCollator
 from aligntune.models.forward import packed_log_probs, packed_loss
 from aligntune.models.packed import PackedRows
 from aligntune.trainers.evaluating import LanguageModelEvaluation
+from aligntune.trainers.length_groups import GroupsByLength
 from aligntune.trainers.native import NativeTrainer
 from aligntune.trainers.offloading import OffloadedActivations
 from aligntune.trainers.parallel import AutocastLoss
 from aligntune.trainers.passes import StepsInPieces, cut
 
 
-class PackedSFTTrainer(StepsInPieces, OffloadedActivations, AutocastLoss, LanguageModelEvaluation, NativeTrainer):
+class PackedSFTTrainer(
+    StepsInPieces, OffloadedActivations, AutocastLoss, LanguageModelEvaluation, GroupsByLength, NativeTrainer
+):
     """One padding-free pass for each piece of a micro-batch; the head on trained tokens only, chunk by chunk.
 
     The loss is summed over trained tokens and divided by their number in the whole optimiser batch, so that it depends

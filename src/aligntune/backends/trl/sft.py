@@ -15,12 +15,13 @@ from trl import SFTConfig, SFTTrainer
 
 from aligntune.trainers.arguments import training_arguments
 from aligntune.trainers.evaluating import LanguageModelEvaluation
+from aligntune.trainers.length_groups import GroupsByLength
 
 if TYPE_CHECKING:
     from aligntune.trainers.sft import SFTSession
 
 
-class ExactSFTTrainer(LanguageModelEvaluation, SFTTrainer):
+class ExactSFTTrainer(LanguageModelEvaluation, GroupsByLength, SFTTrainer):
     """`SFTTrainer` whose evaluation loss is exact under any batch size."""
 
 
