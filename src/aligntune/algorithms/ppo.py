@@ -63,10 +63,11 @@ def advantages(rollouts: ScoredRollouts, config: PPOConfig, all_sum: AllSum = on
     if config.whiten_rewards:
         rewards = whiten(rewards, mask, keep_mean=True, all_sum=all_sum)
     raw, returns = gae(rewards, rollouts.values, mask, config.gamma, config.lam)
+    tokens = all_sum(mask.sum())
     metrics = {
-        "kl": divide(divergence.sum(), mask.sum()),
+        "kl": divide(all_sum(divergence.sum()), tokens),
         "missing_eos": (~rollouts.ended).to(rewards.dtype).mean(),
-        "return_mean": divide(returns.sum(), mask.sum()),
+        "return_mean": divide(all_sum(returns.sum()), tokens),
     }
     return Advantages(whiten(raw, mask, all_sum=all_sum), returns, metrics)
 
