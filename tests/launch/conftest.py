@@ -20,12 +20,18 @@ ONLINE = {
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, 24 chats to train on and 7 to evaluate on (7 does not divide by the batch), pairs and prompts."""
+    """A model, 24 chats to train on and 7 to evaluate on (7 does not divide by the batch), pairs and prompts;
+    as many texts of three classes."""
     folder = tmp_path_factory.mktemp("parts")
     tiny.write_model(folder / "model")
     tiny.write_rows(folder / "rows.jsonl", tiny.chats(24))
     tiny.write_rows(folder / "held_out.jsonl", tiny.chats(7, start=40))
     words = tiny.WORDS
+    classes = [
+        {"text": f"say {words[i % 16]} {words[i * 3 % 16]}" * (1 + i % 3), "label": "abc"[i % 3]} for i in range(31)
+    ]
+    tiny.write_rows(folder / "classes.jsonl", classes[:24])
+    tiny.write_rows(folder / "held_out_classes.jsonl", classes[24:])
     pairs = [
         {"prompt": f"say {words[i % 16]}", "chosen": words[i % 16] * (1 + i % 3), "rejected": words[(i * 5 + 3) % 16]}
         for i in range(24)

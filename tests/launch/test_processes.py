@@ -21,7 +21,7 @@ from aligntune.api import create_trainer
 from aligntune.models.use import export
 
 EXACT = {"rel": 1e-5, "abs": 1e-5}
-SFT = ["sft-native", "sft-trl", "sft_lora-native", "sft_compiled-native"]
+SFT = ["sft-native", "sft-trl", "sft_lora-native", "sft_compiled-native", "sft_stream-native", "sft_classes-native"]
 RL = ["dpo-native", "dpo-trl", "dpo_sync-native", "grpo-native", "grpo-trl", "ppo-native", "dapo-native"]
 SHARDED = [*SFT, *(name for name in RL if name != "grpo-trl")]
 """TRL's GRPO generates with the policy itself, whose shards our told completions do not gather."""
@@ -42,7 +42,7 @@ Finished = tuple[Path, list[str]]
 
 @pytest.fixture(scope="module")
 def finished(
-    sft_config: Callable[..., dict[str, Any]], rl_config: Callable[..., dict[str, Any]],
+    parts: Path, sft_config: Callable[..., dict[str, Any]], rl_config: Callable[..., dict[str, Any]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Finished:  # fmt: skip
     """The folder with one folder for each run, named NAME-LAYOUT, and what each rank printed."""
@@ -52,7 +52,16 @@ def finished(
         algorithm, backend = name.split("-")
         out = folder / f"{name}-{layout}"
         if algorithm.startswith("sft"):
-            return sft_config(out, world, backend, MODELS[algorithm], **train)
+            found = sft_config(out, world, backend, MODELS.get(algorithm), **train)
+            if algorithm == "sft_stream":
+                found["dataset"] |= {"streaming": True}
+            if algorithm == "sft_classes":
+                del found["evaluation"]
+                found |= {
+                    part: {"name": str(parts / f"{name}.jsonl"), "task_type": "text_classification"}
+                    for part, name in (("dataset", "classes"), ("eval_dataset", "held_out_classes"))
+                }
+            return found
         if algorithm == "dpo_sync":  # a reference that follows the policy
             algorithm, train = "dpo", {"sync_ref_model": True, "ref_model_sync_steps": 1, **train}
         if algorithm == "ppo":  # two steps a rollout: the checkpoint is written when one is through
@@ -144,6 +153,9 @@ def test_rewards_are_those_of_all_ranks(finished: Finished, name: str) -> None:
         expected = metrics(one, measured)
         assert len(set(expected.values())) > 1
         assert metrics(two, measured) == pytest.approx(expected, **EXACT)
+    if name == "ppo-native":  # means over tokens, of which one rank has more than the other
+        for measured in ("return_mean", "kl"):
+            assert metrics(two, measured) == pytest.approx(metrics(one, measured), **EXACT)
 
 
 def test_dynamic_sampling_keeps_what_one_process_would(finished: Finished) -> None:

@@ -222,6 +222,49 @@ def test_perplexity_does_not_depend_on_batches_or_packing(files: Path, backend: 
     assert max(found.values()) == pytest.approx(min(found.values()), rel=1e-5)
 
 
+@pytest.mark.adapter
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_stream_is_trained_and_evaluated_on(files: Path, backend: str) -> None:
+    """In the order of the file, into a second pass; its evaluation is that of the rows read whole."""
+    common: dict[str, Any] = {
+        "backend": backend,
+        "batch_size": 3,
+        "eval_interval": 6,
+        "learning_rate": 1e-12,
+        "max_steps": 12,
+    }
+    common["eval_dataset"] = {"name": str(files / "eval.jsonl")}
+    whole = trainer(files, output_dir=files / "whole", **common)
+    expected = whole.train()["eval_loss"]
+    streamed = trainer(files, dataset={"streaming": True}, output_dir=files / "stream", **common)
+    assert streamed.train()["eval_loss"] == pytest.approx(expected, abs=1e-5)
+    seen = [row["loss"] for row in lines(files / "stream") if "loss" in row]
+    assert len(seen) == 12
+    assert len(set(seen[:11])) == 11
+    assert seen[11] == pytest.approx(seen[0], abs=1e-6)  # 32 rows are 11 batches, the last of 2
+
+
+def test_dropping_the_last_batch_drops_no_evaluation_row(files: Path) -> None:
+    common: dict[str, Any] = {"backend": "native", "batch_size": 3, "max_steps": 1, "eval_interval": 1}
+    common["eval_dataset"] = {"name": str(files / "eval.jsonl")}
+    one, other = (
+        trainer(files, output_dir=files / str(drops), dataloader_drop_last=drops, **common).train()["eval_loss"]
+        for drops in (False, True)
+    )
+    assert one == pytest.approx(other, abs=1e-6)
+
+
+@pytest.mark.adapter
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_of_like_length_come_in_an_order_of_the_data_seed(files: Path, backend: str) -> None:
+    one, again, other = (
+        losses(trainer(files, backend=backend, group_by_length=True, max_steps=2, seed=seed, data_seed=data_seed))
+        for seed, data_seed in ((1, 5), (2, 5), (1, 6))
+    )
+    assert one == again
+    assert one != other
+
+
 def test_metrics_of_answers_and_the_best_by_one_of_them(files: Path) -> None:
     found = trainer(
         files,

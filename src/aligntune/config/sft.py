@@ -205,7 +205,7 @@ class TrainingConfig(Section):
     group_by_length: bool = False
     """Batches of rows of like length: less padding."""
     dataloader_drop_last: bool = False
-    """Drop the last batch when it is not full."""
+    """Drop the last batch of training rows when it is not full."""
     eval_accumulation_steps: Count | None = None
     """Evaluation steps kept on the device before results move to the CPU (classification)."""
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -73,6 +73,9 @@ def training_arguments(
         "save_only_model": False,
         "ddp_find_unused_parameters": False,
         "ddp_broadcast_buffers": False,  # language models' are constants
+        "accelerator_config": {
+            "dispatch_batches": False
+        },  # of a stream each process reads its own: batches are no plain tensors
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the names that all supported versions know are the older ones

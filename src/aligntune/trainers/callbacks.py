@@ -7,13 +7,14 @@ on the device and read when the trainer itself synchronises, at a log.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import distributed
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers.trainer_utils import has_length
 
 from aligntune.reporting import Recorder, RunDirectory
 from aligntune.trainers.parallel import largest_of_all, of_all
@@ -95,7 +96,7 @@ class RecorderCallback(TrainerCallback):
         """Show that an evaluation moves."""
         loader = kwargs.get("eval_dataloader")
         self._evaluated += 1
-        total = len(loader) if isinstance(loader, Sized) else None
+        total = len(loader) if loader is not None and has_length(loader) else None
         self._recorder.progress(self._evaluated, total, phase="eval")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

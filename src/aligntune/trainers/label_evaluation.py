@@ -16,6 +16,7 @@ from aligntune.evaluation.label_scores import LabelScores, score_tags, score_tex
 from aligntune.evaluation.labels import Score
 from aligntune.evaluation.registry import Metric
 from aligntune.reporting import sections
+from aligntune.trainers.evaluating import NO_ROW
 from aligntune.trainers.passes import cut
 
 Section = tuple[str, str, dict[str, Any]]
@@ -51,7 +52,7 @@ class Scorer:
 
     def __call__(self, evaluated: EvalPrediction) -> dict[str, float]:
         labels, rows = evaluated.label_ids
-        order = np.argsort(rows, kind="stable")
+        order = np.argsort(rows, kind="stable")[(rows == NO_ROW).sum() :]
         if self.tags:
             self.last = self._tags(evaluated.predictions[0][order], labels[order])
         else:
