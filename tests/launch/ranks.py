@@ -32,6 +32,16 @@ def only_some(prompt: Any, completion: str) -> float:
     return float(len(completion)) if number % 3 == 0 else 0.0
 
 
+def of_this_rank(predictions: Any, references: Any) -> dict[str, float]:
+    """A metric that rises on the first rank and falls on the others."""
+    global EVALUATED
+    EVALUATED += 1
+    return {"of_rank": float(EVALUATED if os.environ.get("RANK", "0") == "0" else -EVALUATED)}
+
+
+EVALUATED = 0
+
+
 def run_phases(phases: list[dict[str, Any]], folder: Path, ranks: int = 2, timeout: float = 300) -> list[str]:
     """Run the phases one after another in `ranks` processes; returns their outputs. Fails with that of the first that failed."""
     file = folder / "phases.json"

@@ -83,12 +83,18 @@ def finished(
     def dropping(layout: str, world: int = 2) -> dict[str, Any]:
         return config("dapo-native", layout, world) | {"rewards": [{"type": f"{ranks.__file__}:only_some"}]}
 
+    def disagreeing() -> dict[str, Any]:
+        train = {"eval_interval": 1, "save_interval": 4, "load_best_model_at_end": True, "greater_is_better": True}
+        found = config("sft-native", "disagreeing", metric_for_best_model="of_rank", early_stopping_patience=2, **train)
+        found["evaluation"] |= {"custom_metrics": [f"{ranks.__file__}:of_this_rank"]}
+        return found
+
     phases = [
         phase(1, False, [*(config(name, "one", 1) for name in [*SFT, *RL]), dropping("dropping_one", 1)]),
         phase(2, True, [*(config(name, "fsdp2") for name in SHARDED), *cut("fsdp2"),
                         *(resumed("one_then_fsdp2", "one", name=name) for name in ("sft-native", "sft_lora-native"))]),
         phase(2, False, [*(config(name, "ddp") for name in [*SFT, *RL]), *cut("ddp"), resumed("one_then_ddp", "one"),
-                         resumed("fsdp2_then_ddp", "fsdp2"), dropping("dropping")]),
+                         resumed("fsdp2_then_ddp", "fsdp2"), dropping("dropping"), disagreeing()]),
         phase(1, True, [config("sft-native", "fsdp2_alone", 1), resumed("fsdp2_then_alone", "fsdp2", 1)]),
         phase(2, True, [resumed("fsdp2_alone_then_two", "fsdp2_alone")]),
         phase(1, False, [resumed("fsdp2_then_plain", "fsdp2", 1, name="ppo-native")]),
@@ -218,6 +224,14 @@ def test_one_process_continues_what_two_began(
     torch.testing.assert_close(
         weights(runs / f"{name}-{began}_then_one"), weights(runs / f"{name}-one"), rtol=0, atol=1e-4
     )
+
+
+def test_ranks_that_measure_otherwise_keep_and_stop_as_the_first_does(finished: Finished) -> None:
+    """By the other rank's numbers the run would have ended at its second evaluation, and kept the first weights."""
+    losses = metrics(finished[0] / "sft-native-disagreeing")
+    assert (4, "train") in losses
+    checkpoints = (finished[0] / "sft-native-disagreeing/checkpoints").glob("checkpoint-*")
+    assert "checkpoint-4" in {path.name for path in checkpoints}
 
 
 def test_one_rank_writes(finished: Finished) -> None:

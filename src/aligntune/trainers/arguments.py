@@ -75,7 +75,7 @@ def training_arguments(
         "ddp_broadcast_buffers": False,  # language models' are constants
         "accelerator_config": {
             "dispatch_batches": False
-        },  # of a stream each process reads its own: batches are no plain tensors
+        },  # each process reads a stream itself: its batches cannot be sent
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the names that all supported versions know are the older ones

@@ -8,6 +8,17 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.errors import ConfigError
+from aligntune.trainers.parallel import first_of_all
+
+
+class OneVerdict(TrainerCallback):
+    """Makes the first process's value of the metric that decides that of all: each measures its own `runtime`, say, and processes
+    that disagree on saving or stopping wait for each other for ever."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        name = best_name(args)
+        if name in metrics:
+            metrics[name] = first_of_all(metrics[name], args.device)
 
 
 class SaveBest(TrainerCallback):
@@ -17,8 +28,7 @@ class SaveBest(TrainerCallback):
     """
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        name = args.metric_for_best_model
-        name = name if name.startswith("eval_") else f"eval_{name}"
+        name = best_name(args)
         if name not in metrics:
             known = ", ".join(sorted(key for key in metrics if key.startswith("eval_")))
             raise ConfigError(f"train.metric_for_best_model: {name} is not computed; the metrics are {known}")
@@ -27,9 +37,15 @@ class SaveBest(TrainerCallback):
             control.should_save = True
 
 
+def best_name(args: Any) -> str:
+    """The metric that decides, as an evaluation calls it."""
+    name = args.metric_for_best_model or "loss"
+    return name if name.startswith("eval_") else f"eval_{name}"
+
+
 def keeping_callbacks(run: SFTRunConfig | RLRunConfig) -> list[TrainerCallback]:
     """The callbacks that the run's schedule asks for."""
-    found: list[TrainerCallback] = []
+    found: list[TrainerCallback] = [OneVerdict()]  # before those that decide
     if run.schedule.keep_best:
         found.append(SaveBest())
     patience = getattr(run.train, "early_stopping_patience", None)

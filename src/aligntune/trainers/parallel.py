@@ -69,6 +69,15 @@ def of_all(number: float) -> list[float]:
     return found
 
 
+def first_of_all(number: float, device: torch.device) -> float:
+    """The first process's number; every process must call it."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return number
+    first = torch.tensor(number, dtype=torch.float64, device=device)
+    distributed.broadcast(first, 0)
+    return first.item()
+
+
 def use_own_device() -> None:
     """Make this process's accelerator the current one, before a model is loaded onto "the" accelerator."""
     place = int(os.environ.get("LOCAL_RANK", "0"))
