@@ -25,6 +25,14 @@ def run_file(tmp_path: Path) -> Path:
     return path
 
 
+def test_version_and_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    assert aligntune("--version").stdout.startswith("aligntune 0.")
+    (tmp_path / "file").touch()
+    refused = aligntune("config", "schema", "--output", tmp_path / "file" / "schema.json")
+    assert refused.returncode == 2
+    assert "cannot be written" in refused.stderr
+
+
 def test_train_and_what_it_leaves(run_file: Path) -> None:
     out = run_file.parent / "out"
     done = aligntune("train", run_file, "learning_rate=1e-3", "--logging.log_interval", "1")

@@ -47,6 +47,15 @@ def test_table_predictions_and_summary(model: Path, tmp_path: Path) -> None:
     assert "perplexity" in result.output
 
 
+def test_an_earlier_evaluation_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for _ in range(3):
+        found.append(verb._free("predictions"))
+        found[-1].touch()
+    assert [path.name for path in found] == ["predictions.jsonl", "predictions-2.jsonl", "predictions-3.jsonl"]
+
+
 def test_perplexity_at_any_batch_size(model: Path, tmp_path: Path) -> None:
     data = tiny.write_rows(tmp_path / "text.jsonl", [{"text": "red green " * at} for at in range(1, 9)])
     found = [evaluate(str(model), str(data), batch_size=size, precision="fp32").metrics["perplexity"] for size in (1, 3, 8)]  # fmt: skip

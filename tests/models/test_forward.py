@@ -14,7 +14,6 @@ from transformers import (
     Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
-    OPTConfig,
     Qwen2Config,
     Qwen3Config,
 )
@@ -22,9 +21,6 @@ from transformers import (
 from aligntune.errors import ModelError
 from aligntune.models.forward import check_packed, model_head, packed_log_probs, packed_loss
 from aligntune.models.packed import PackedRows
-from aligntune.rollouts.base import SamplingParams
-from aligntune.rollouts.graph import GraphEngine
-from aligntune.rollouts.transformers import TransformersEngine
 
 SHAPE = {
     "vocab_size": 61,
@@ -181,21 +177,6 @@ def test_a_head_that_does_more_is_found(monkeypatch):
 
     monkeypatch.setattr(model, "forward", doubled)
     assert "other log-probabilities" in check_packed(model)
-
-
-@pytest.mark.parametrize("name", ["gpt2", "opt"])
-def test_a_row_beyond_the_table_of_positions_is_refused(name):
-    opt = OPTConfig(vocab_size=61, hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32, word_embed_proj_dim=16)  # fmt: skip
-    model = build("gpt2") if name == "gpt2" else AutoModelForCausalLM.from_config(opt)
-    packed_loss(model, PackedRows.from_completions([[3] * 30, [4] * 20], [[5, 6], [7] * 12]))
-    with pytest.raises(ModelError, match=r"a row of 33 tokens is too long: .* has positions for 32"):
-        packed_loss(model, PackedRows.from_completions([[3] * 30], [[5, 6, 7]]))
-    engines = GraphEngine(model), TransformersEngine(model)
-    for engine in engines:
-        with pytest.raises(ModelError, match="a row of 33 tokens"):
-            engine.generate([[3], [4] * 30], SamplingParams(max_new_tokens=3))
-    llama = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE, max_position_embeddings=32))
-    packed_loss(llama, PackedRows.from_completions([[3] * 30], [[5, 6, 7]]))  # its positions are computed
 
 
 def test_masks_of_a_fixed_size_are_found():

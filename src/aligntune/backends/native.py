@@ -9,6 +9,7 @@ from aligntune.backends.base import Run, missing
 from aligntune.config import applies
 from aligntune.config.launch import SHARDED
 from aligntune.config.run import SFTRunConfig
+from aligntune.errors import ConfigError
 
 if TYPE_CHECKING:
     from aligntune.trainers.session import Session
@@ -28,7 +29,13 @@ class NativeBackend:
     def load_policy(self, session: Session, **head: Any) -> Any:
         from aligntune.models.load import load_policy
 
-        return load_policy(session.config.model, session.precision, seed=session.config.train.seed, **head)
+        model = load_policy(session.config.model, session.precision, seed=session.config.train.seed, **head)
+        if getattr(model.config.get_text_config(), "output_router_logits", False):
+            raise ConfigError(
+                "the model's config asks for the loss of its experts' router (output_router_logits), which native training does not "
+                "add: set backend: trl, or turn it off by model.model_init_kwargs: {output_router_logits: false}"
+            )
+        return model
 
     def build_trainer(self, session: Any, callbacks: Sequence[Any]) -> Any:
         if session.config.algorithm in applies.ALL:

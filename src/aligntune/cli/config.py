@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from aligntune.cli.overrides import TAKES_OVERRIDES, ConfigFile, split
+from aligntune.errors import ConfigError
 
 config_app = typer.Typer(help="JSON schema and reference page of all settings.", no_args_is_help=True)
 
@@ -83,5 +84,9 @@ def _write(text: str, output: Path | None) -> Any:
     if output is None:
         print(text, end="")
     else:
-        output.write_text(text, encoding="utf-8")
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--output {output}: cannot be written ({error.strerror})") from error
         print(f"wrote {output}")

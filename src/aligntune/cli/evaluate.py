@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +32,12 @@ def evaluate(
         str | None, typer.Option(help="Tasks of lm-evaluation-harness, separated by commas.", metavar="TASKS")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many rows (of each harness task).", min=1)] = None,
-    output: Annotated[Path | None, typer.Option(help="File for the predictions, one JSON object a line.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="File for the predictions, one JSON object a line; unset: predictions.jsonl, or the next free number."
+        ),
+    ] = None,
 ) -> None:
     """Measure a model on rows of any format, and write every prediction."""
     from aligntune import api
@@ -45,7 +51,7 @@ def evaluate(
         raise ConfigError("eval: name the rows to measure on (a file, folder or hub dataset), or --harness TASKS")
     if data is not None:
         found = api.evaluate(model, data, task=task, metrics=_names(metrics), limit=limit, overrides=overrides)
-        path = found.write_predictions(output or Path("predictions.jsonl"))
+        path = found.write_predictions(output or _free("predictions"))
         summary = {"model": model, "data": data, "task": found.task, "rows": len(found.predictions), "metrics": found.metrics}  # fmt: skip
         path.with_suffix(".metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         _show(f"{found.task}: {len(found.predictions)} rows", found.metrics, found.tables)
@@ -53,6 +59,12 @@ def evaluate(
     if harness is not None:
         report = api.evaluate_harness(model, _names(harness) or [], limit=limit, overrides=overrides)
         _show("lm-evaluation-harness", report.metrics, [], report.errors)
+
+
+def _free(name: str) -> Path:
+    """`name.jsonl` in the current folder, or `name-2.jsonl` and so on: an earlier evaluation is not written over."""
+    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
+    return next(path for path in (Path(f"{each}.jsonl") for each in names) if not path.exists())
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -18,6 +18,7 @@ from aligntune.errors import ModelError
 from aligntune.models.kernels.attention import PACKED_SDPA, VARLEN
 from aligntune.models.kernels.linear_loss import LogProbs, head_logits, linear_cross_entropy, linear_log_probs
 from aligntune.models.packed import PackedRows
+from aligntune.models.positions import check_positions
 from aligntune.models.wrapped import run_as_forward
 
 FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
@@ -26,8 +27,6 @@ boundaries off the position ids and build a dense mask."""
 
 PADDED = "aligntune_padded"
 """Attribute of a model that is not run packed."""
-POSITIONS = "aligntune_positions"
-"""Attribute of a model: the tokens for which it has positions, or None."""
 
 
 @dataclass(frozen=True)
@@ -167,29 +166,6 @@ def decoder(causal: Any) -> Any:
     """The model below the head. Where transformers looks for it in vain, `get_decoder` gives the whole model back."""
     found = causal.get_decoder()
     return found if found is not causal else causal.model
-
-
-def check_positions(causal: Any, tokens: int) -> None:
-    """ModelError if a row of so many tokens outgrows a model that looks its positions up in a table, as GPT-2 does."""
-    if POSITIONS not in vars(causal):
-        setattr(causal, POSITIONS, _positions(causal))
-    limit = vars(causal)[POSITIONS]
-    if limit is not None and tokens > limit:
-        raise ModelError(
-            f"a row of {tokens} tokens is too long: {type(causal).__name__} has positions for {limit}. Set the limits on prompts, "
-            "answers and whole rows (max_seq_length and the like) so that they fit"
-        )
-
-
-def _positions(causal: Any) -> int | None:
-    """Places in the table of positions; None for models that compute them."""
-    most = getattr(causal.config.get_text_config(), "max_position_embeddings", None)
-    if most is None:
-        return None
-    vocab = causal.get_input_embeddings().weight.shape[0]
-    learned = {module.num_embeddings for module in causal.modules() if isinstance(module, nn.Embedding)} - {vocab}
-    fixed = {len(buffer) for name, buffer in causal.named_buffers() if name.endswith("embed_positions")}
-    return most if any(most <= places <= most + 2 for places in learned | fixed) else None  # OPT's begin at 2
 
 
 def model_head(model: nn.Module) -> Head:

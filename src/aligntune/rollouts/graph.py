@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aligntune.models.forward import causal_model, check_positions, decoder, model_head, packed_log_probs
+from aligntune.models.forward import causal_model, decoder, model_head, packed_log_probs
 from aligntune.models.kernels.attention import unsupported_attention
 from aligntune.models.kernels.compile import decoding_layers
 from aligntune.models.kernels.documents import Documents
 from aligntune.models.kernels.kv_attention import ROLLOUT, KVStore, Prefill, register_rollout_attention
 from aligntune.models.packed import PackedRows
+from aligntune.models.positions import check_positions
 from aligntune.rollouts.base import Rollouts, SamplingParams, check_prompts, refuse_extra
 from aligntune.rollouts.decode_state import DecodeState
 from aligntune.rollouts.step_graphs import StepGraphs, bucket_sizes

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from aligntune.errors import ConfigError
-from aligntune.models.forward import causal_model, check_positions
+from aligntune.models.forward import causal_model
 from aligntune.models.kernels.compile import decoding_layers
+from aligntune.models.positions import check_positions
 from aligntune.models.wrapped import entered_below
 from aligntune.rollouts.base import Rollouts, SamplingParams, check_prompts, cut_at_stop
 from aligntune.rollouts.sampling import chosen_log_probs, reshaped, tempered

@@ -144,7 +144,7 @@ class Candidates:
             trainer.train()
             log = [entry for entry in trainer.state.log_history if "reward" in entry]
             outcome.reward = _mean(log, "reward")
-            outcome.steps, outcome.tokens = trainer.state.global_step, trainer.tokens
+            outcome.steps, outcome.tokens = trainer.state.global_step, trainer.tokens_of_all()
             outcome.log = log if train.debug_mode else []
             if not all(bool(weight.isfinite().all()) for _, weight in trained_weights(session.model)):
                 raise RewardError("training made weights that are not finite")

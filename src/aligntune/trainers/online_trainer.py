@@ -134,9 +134,12 @@ class OnlineTrainer(SharesInPieces, AutocastLoss, NativeTrainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Training logs get what was measured since the last one."""
         if "loss" in logs:
-            tokens = self._all_sum(torch.tensor(self.tokens, dtype=torch.int64))
-            logs |= self.meter.pop() | {TOKENS_SEEN: int(tokens)}
+            logs |= self.meter.pop() | {TOKENS_SEEN: self.tokens_of_all()}
         super().log(logs, *args, **kwargs)
+
+    def tokens_of_all(self) -> int:
+        """Tokens trained on so far, by all processes; each must call it."""
+        return int(self._all_sum(torch.tensor(self.tokens, dtype=torch.int64)))
 
     # A phase --------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,8 @@ from aligntune.data.examples import TextExample
 from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, evaluation_row
 from aligntune.evaluation.evaluator import AnswerEvaluator
 from aligntune.evaluation.registry import check_best_metric, metrics_from_config
-from aligntune.models.forward import causal_model, check_packed, check_positions, runs_padded, use_padding
+from aligntune.models.forward import causal_model, check_packed, runs_padded, use_padding
+from aligntune.models.positions import check_positions
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
 from aligntune.trainers.answering import generator_of
 from aligntune.trainers.keeping import keeping_callbacks
