@@ -110,7 +110,7 @@ def changed_arguments(args: Any) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         keep_state = {"accelerator_config": {"use_configured_state": True}}  # else it would reset the trainer's own
-        plain = _plain_class(type(args))(**asked, **keep_state)
+        plain = _plain_class(type(args))(**(asked | keep_state))
     sentences, wrong = [], []
     for field in fields(plain):
         expected, got = getattr(plain, field.name), getattr(args, field.name, None)
