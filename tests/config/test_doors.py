@@ -71,7 +71,7 @@ def test_empty_names_are_refused(name: str) -> None:
     ({"early_stopping_threshold": 0.1}, "train.early_stopping_threshold: needs early_stopping_patience"),
     ({"processing_fn_kwargs": {"a": 1}}, "dataset.processing_fn_kwargs: needs processing_fn"),
     ({"gradient_checkpointing": False, "train": {"gradient_checkpointing_kwargs": {"use_reentrant": True}}},
-     "train.gradient_checkpointing_kwargs: needs gradient_checkpointing: true"),
+     "train.gradient_checkpointing_kwargs: needs model.gradient_checkpointing: true"),
     ({"eval_dataset": {"name": "e", "weight": 2.0}}, "eval_dataset.weight: has no effect"),
 ])  # fmt: skip
 def test_settings_of_what_is_off_are_refused(given: dict[str, Any], message: str) -> None:

@@ -301,7 +301,7 @@ CASES: list[Case] = [
     Case("train.data_seed", 7, order),
     Case("train.use_liger_kernel", True, outcome),
     Case("train.use_liger_loss", True, outcome),
-    Case("train.gradient_checkpointing_kwargs", {"use_reentrant": True}, arg("gradient_checkpointing_kwargs")),
+    Case("train.gradient_checkpointing_kwargs", {"use_reentrant": True}, arg("gradient_checkpointing_kwargs"), base={"model.gradient_checkpointing": True}),
     Case("train.group_by_length", False, order),
     Case("train.precompute_ref_log_probs", True, mode),
     Case("train.dpo_eval_enabled", True, lambda s: sorted(metrics(s)), base=EVAL | {"train.max_target_length": 6, "train.dpo_few_shot_max_samples": 0}),

@@ -312,7 +312,7 @@ CASES: list[Case] = [
     Case("train.data_seed", 7, drawn),
     Case("train.use_liger_kernel", True, outcome),
     Case("train.use_liger_loss", True, outcome),
-    Case("train.gradient_checkpointing_kwargs", {"use_reentrant": True}, arg("gradient_checkpointing_kwargs")),
+    Case("train.gradient_checkpointing_kwargs", {"use_reentrant": True}, arg("gradient_checkpointing_kwargs"), base={"model.gradient_checkpointing": True}),
     Case("train.group_by_length", False, drawn),
     Case("train.ds3_gather_for_generation", False, lambda s: s.config.train.ds3_gather_for_generation, base={"launch": {"launcher": "accelerate", "strategy": "zero3"}}),
     # train: prompts and rollouts

@@ -141,7 +141,7 @@ def _settings_of_what_is_off(config: SFTRunConfig | RLRunConfig) -> Iterator[tup
     switch = "peft_enabled" if isinstance(config, SFTRunConfig) else "use_peft"
     off: list[tuple[bool, Path, Any, str, str]] = [
         (model.lora is None, ("model",), model, LORA, f"has no effect without LoRA: set {switch}: true, or leave it out"),
-        (not model.gradient_checkpointing, ("train",), train, "gradient_checkpointing_kwargs", "needs gradient_checkpointing: true"),
+        (not model.gradient_checkpointing, ("train",), train, "gradient_checkpointing_kwargs", "needs model.gradient_checkpointing: true"),
     ]  # fmt: skip
     if isinstance(config, SFTRunConfig):
         sft = config.train
