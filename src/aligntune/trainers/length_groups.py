@@ -64,4 +64,4 @@ class GroupsByLength(_Base):
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         rows: Any = self.train_dataset  # with its lengths, which those given may have lost as unused
         seed = args.seed if args.data_seed is None else args.data_seed
-        return LengthGroups(rows[args.length_column_name], batch, seed)
+        return LengthGroups(rows[args.length_column_name][:], batch, seed)

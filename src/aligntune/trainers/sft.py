@@ -232,7 +232,7 @@ def native_sft_trainer(session: SFTSession, callbacks: Sequence[Any]) -> Any:
 
     rows = session.train_rows
     if not session.config.train.packing and hasattr(rows, "__len__"):  # a stream's are checked as they come
-        check_positions(causal_model(session.model), max(rows["length"]))
+        check_positions(causal_model(session.model), max(rows["length"][:]))
     if problem := check_packed(session.model):
         logger.info("rows are padded: %s", problem)
         use_padding(session.model)
