@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from arms import ended, parts, trained_rows
+from sft_run import TARGETS
 from shapes import SHAPES, report, text_lengths
 
 from backends import write_parts
@@ -28,7 +29,6 @@ from backends import write_parts
 ARMS = ("full", "full-walks", "lora", "lora-walks")
 STEPS, WARMUP = 60, 10
 SHAPES["deep"] = SHAPES["tiny"] | {"num_hidden_layers": 24}
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def one(folder: Path, arm: str) -> None:

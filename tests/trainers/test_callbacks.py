@@ -197,7 +197,7 @@ def test_each_of_several_gpus_is_named(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(recorder, "note", said.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
-    monkeypatch.setattr(callbacks, "of_all", lambda peak: [peak, 2 * peak])
+    monkeypatch.setattr(callbacks, "gathered", lambda peaks: [*peaks, *(2 * peak for peak in peaks)])
     for count in (1, 2):
         arguments = types.SimpleNamespace(device=torch.device("cuda"), world_size=count)
         callbacks.RecorderCallback(recorder, run).on_train_end(arguments, None, None)

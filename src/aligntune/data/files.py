@@ -200,17 +200,10 @@ def _malformed(loader: str, files: list[Path], error: Exception) -> DataError:
     return DataError(f"{files[0]} could not be read as {loader}: {cause}")
 
 
-def _is_utf8(path: Path) -> bool:
-    try:
-        path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _json_problems(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a JSONL file, or rows of a JSON list, that are not objects."""
-    text = path.read_text(encoding="utf-8", errors="replace")
+    written = path.read_bytes()
+    text = written.decode("utf-8", errors="replace")
     if text.lstrip().startswith("["):
         try:
             rows = json.loads(text)
@@ -221,8 +214,9 @@ def _json_problems(path: Path) -> Iterator[tuple[int, str]]:
             if not isinstance(row, dict):
                 yield place, f"row {place} should be an object, got {type(row).__name__}: {str(row)[:200]}"
         return
+    is_utf8 = text.encode("utf-8") == written
     for number, line in enumerate(text.split("\n"), 1):  # other line ends may stand in a JSON text
-        if "\N{REPLACEMENT CHARACTER}" in line and not _is_utf8(path):
+        if "\N{REPLACEMENT CHARACTER}" in line and not is_utf8:
             yield number, f"not UTF-8 text; convert the file (iconv -f ENCODING -t utf-8): {line[:200]}"
             return
         try:

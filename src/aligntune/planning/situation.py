@@ -95,9 +95,7 @@ def situation(run: Run, card: float | None = None) -> Situation:
         state_shards=processes if strategy in ("fsdp2", "zero2", "zero3") else 1,
     )  # fmt: skip
     frozen = _other_models(run, training, notes)
-    if (
-        replicated and backend != "native"
-    ):  # beside the gradients; the native trainers keep them there (`trainers.native`)
+    if replicated and backend != "native":  # beside the gradients, which native trainers keep there
         frozen["gradient buckets of DDP"] = float(training.trained * training.trained_parameters)
     if isinstance(run, RLRunConfig) and run.algorithm in applies.ONLINE and not run.train.fast_inference:
         rollout = _rollout(run, training, card, sum(frozen.values()))

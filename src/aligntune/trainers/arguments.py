@@ -73,9 +73,7 @@ def training_arguments(
         "save_only_model": False,
         "ddp_find_unused_parameters": False,
         "ddp_broadcast_buffers": False,  # language models' are constants
-        "accelerator_config": {
-            "dispatch_batches": False
-        },  # each process reads a stream itself: its batches cannot be sent
+        "accelerator_config": {"dispatch_batches": False},  # a stream's batches cannot be sent: each process reads it
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the names that all supported versions know are the older ones

@@ -17,7 +17,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import has_length
 
 from aligntune.reporting import Recorder, RunDirectory
-from aligntune.trainers.parallel import largest_of_all, of_all
+from aligntune.trainers.parallel import gathered, in_group, largest_of_all
 
 SUMMARY = ("train_loss", "total_flos")
 """Names by which the trainer's closing log is known. It sums up one session only, so it is not a metric of the run."""
@@ -136,7 +136,7 @@ class RecorderCallback(TrainerCallback):
         """Stop counting, and say what each of several GPUs needed. Evaluations after this are new, even if there was no step left to train."""
         self._replaying = False
         if args.device.type == "cuda" and args.world_size > 1:
-            peaks = of_all(torch.cuda.max_memory_allocated(args.device) / 2**30)
+            peaks = gathered([torch.cuda.max_memory_allocated(args.device) / 2**30])
             self._recorder.note("peak memory by process: " + ", ".join(f"{peak:.1f}" for peak in peaks) + " GiB")
         if self._meter is not None:
             self._meter.remove()
@@ -164,7 +164,7 @@ class RecorderCallback(TrainerCallback):
         local = torch.zeros((), dtype=torch.int64, device=args.device)
         if self._meter is not None:
             local = self._meter.total(args.device)
-        if distributed.is_available() and distributed.is_initialized():
+        if in_group():
             distributed.all_reduce(local)
         seen = int(local.item())
         return self._tokens_before + seen if seen else values.get("num_tokens")

@@ -10,7 +10,7 @@ from aligntune.reporting import Recorder
 from aligntune.rewards import RewardSet
 from aligntune.rewards.base import COLUMN_SYNONYMS
 from aligntune.rollouts.base import RolloutEngine, SamplingParams
-from aligntune.trainers.online_metrics import gathered
+from aligntune.trainers.parallel import gathered
 from aligntune.trainers.ranks import rank, world_size
 from aligntune.trainers.rollout_phase import reward_arguments
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from aligntune.rewards.normalise import Moments, merge
+from aligntune.trainers.parallel import gathered
 
 LEAST, MOST = ("_min", "min_length"), ("_max", "max_length")
 EXTREMES = LEAST + MOST
@@ -114,15 +115,6 @@ def _share_scored(part: Mapping[str, float], mean: str) -> float:
         return 1.0
     above = prefix.rpartition("/")[0]  # rewards/NAME/weighted has the nulls of rewards/NAME
     return 1 - part.get(f"{prefix}/null", part.get(f"{above}/null", 0.0))
-
-
-def gathered(records: Sequence[Any]) -> list[Any]:
-    """The records of all processes, by rank."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return list(records)
-    parts: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, list(records))
-    return [record for part in parts for record in part]
 
 
 def gathered_moments(moments: Moments) -> list[Moments]:

@@ -30,10 +30,10 @@ from aligntune.trainers.callbacks import TOKENS_SEEN
 from aligntune.trainers.critic import Critic, CriticUpdates
 from aligntune.trainers.native import NativeTrainer
 from aligntune.trainers.online_forward import MEASURED_TOKENS, Forward, scatter
-from aligntune.trainers.online_metrics import Meter, gathered, gathered_moments, of_all_processes, of_all_shares
+from aligntune.trainers.online_metrics import Meter, gathered_moments, of_all_processes, of_all_shares
 from aligntune.trainers.online_plan import Plan
 from aligntune.trainers.online_state import OnlineState, restore
-from aligntune.trainers.parallel import AutocastLoss
+from aligntune.trainers.parallel import AutocastLoss, gathered
 from aligntune.trainers.passes import SharesInPieces, cut
 from aligntune.trainers.reference import Reference, SyncReference
 from aligntune.trainers.rollout import Rollout, fill_missing, length_mask, padded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -45,33 +46,38 @@ def full_state(trainer: Any) -> dict[str, torch.Tensor] | None:
     return state
 
 
+def in_group() -> bool:
+    """Whether this process is one of a group."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def wait_for_all() -> None:
     """Return when every process of the run has come here."""
-    if distributed.is_available() and distributed.is_initialized():
+    if in_group():
         distributed.barrier()
 
 
 def largest_of_all(number: float, device: torch.device) -> float:
     """The largest of a number over all processes; every process must call it."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not in_group():
         return number
     most = torch.tensor(number, device=device)
     distributed.all_reduce(most, distributed.ReduceOp.MAX)
     return most.item()
 
 
-def of_all(number: float) -> list[float]:
-    """A number of each process, by rank; every process must call it."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [number]
-    found: list[float] = [0.0] * distributed.get_world_size()
-    distributed.all_gather_object(found, number)
-    return found
+def gathered(records: Sequence[Any]) -> list[Any]:
+    """The records of all processes, by rank; every process must call it."""
+    if not in_group():
+        return list(records)
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, list(records))
+    return [record for part in parts for record in part]
 
 
 def first_of_all(number: float, device: torch.device) -> float:
     """The first process's number; every process must call it."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not in_group():
         return number
     first = torch.tensor(number, dtype=torch.float64, device=device)
     distributed.broadcast(first, 0)
