@@ -39,9 +39,9 @@ def byte_tokenizer() -> Any:
 
 
 def write_parts(folder: Path, shape: str, lengths: Sequence[int] | None = None) -> None:
-    """A model, its byte tokenizer, texts (of `lengths` tokens) and prompts."""
+    """A model (stored in bfloat16, as published ones are), its byte tokenizer, texts (of `lengths` tokens) and prompts."""
     byte_tokenizer().save_pretrained(folder / "model")
-    build_model(shape, "cpu").save_pretrained(folder / "model")
+    build_model(shape, "cpu").bfloat16().save_pretrained(folder / "model")
     rng = random.Random(0)
     texts = ["".join(rng.choice("abcdefgh ") for _ in range(length)) for length in lengths or text_lengths(512, 1024)]
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -81,7 +81,7 @@ def config(folder: Path, task: str, backend: str, steps: int) -> dict[str, Any]:
             "dataset": {"name": str(folder / "prompts.jsonl")},
             "rewards": [{"type": "backends:even"}],
         }
-    model |= {"peft_enabled": task == "lora", "lora_dropout": 0.0}
+    model |= {"peft_enabled": True, "lora_dropout": 0.0} if task == "lora" else {"peft_enabled": False}
     train |= {"per_device_batch_size": 8, "gradient_accumulation_steps": 1, "warmup_ratio": 0.0}
     logging |= {"log_interval": 1, "save_strategy": "no"}
     return run | {"algorithm": "sft", "dataset": {"name": str(folder / "texts.jsonl"), "task_type": "text_generation"}, "evaluation": {"max_new_tokens": 4}}  # fmt: skip
@@ -97,13 +97,14 @@ def train(run: dict[str, Any]) -> None:
 
 
 def measured(run: dict[str, Any]) -> dict[str, Any]:
-    """Losses of the first 20 steps, tokens a second (median after warm-up) and peak memory, from the run's own trail."""
+    """Losses and gradient norms of the first 20 steps, tokens a second (median after warm-up) and peak memory, from the run's own trail."""
     file = Path(run["logging"]["output_dir"]) / "metrics.jsonl"
     rows = [row for row in map(json.loads, file.read_text().splitlines()) if row["split"] == "train"]
     speeds = sorted(row["tokens_per_second"] for row in rows[WARMUP:] if row.get("tokens_per_second"))
     rewards = {"rewards": [round(row["reward"], 4) for row in rows[:20]]} if "reward" in rows[0] else {}
     return rewards | {
         "losses": [round(row["loss"], 4) for row in rows[:20]],
+        "grad_norms": [round(row["grad_norm"], 4) for row in rows[:20] if "grad_norm" in row],
         "tokens_per_s": round(speeds[len(speeds) // 2]) if speeds else None,
         "peak_gib": max((row["memory_gib"] for row in rows if "memory_gib" in row), default=None),
     }

@@ -141,7 +141,7 @@ def run(shape: str, steps: int, arm: str, out: str | None) -> None:
     trainer.train()
     lengths = [2 * 100 + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
     seconds, tokens = sum(meter.seconds[WARMUP:]), sum(lengths[WARMUP * BATCH :])
-    report(out, bench="dpo_step", arm=arm, shape=shape, tokens_per_s=round(tokens / seconds), step_s=round(seconds / (steps - WARMUP), 4),
+    report(out, bench="dpo_step", arm=arm, shape=shape, steps=steps, tokens_per_s=round(tokens / seconds), step_s=round(seconds / (steps - WARMUP), 4),
            peak_gib=peak_gib())  # fmt: skip
 
 

@@ -28,15 +28,14 @@ BATCH_ROWS, LENGTH = 8, 2048
 """Packed rows of a step of `sft_run.py`, and their tokens."""
 RUNS: dict[str, dict[str, Any]] = {
     "native": {"compiled": "all"},
+    "mlp": {"compiled": "mlp"},
     "split16": {"trained": 2, "optimizer": "adamw_split_bf16", "compiled": "mlp"},
     "lora": {"compiled": "all", "lora": LoraSettings(16, 32, 0.0, list(TARGETS), False)},
 }
 """Arms of `sft_run.py` on a GPU."""
-SEVERAL: dict[tuple[str, int], dict[str, Any]] = {
-    ("sft-ddp", 1): {},
-    ("sft-fsdp2", 2): {"weight_shards": 2, "state_shards": 2},
-}
-"""Tasks of `several.py`, by the number of GPUs. Those of DDP were measured when the compiler cut layers there, which it does no more."""
+SEVERAL = ("sft-ddp", "sft-equal", "sft-fsdp2")
+"""Tasks of `several.py`, but for one: `CUT` was measured when the compiler cut layers under DDP, which it does no more."""
+CUT = ("sft-ddp", 2, "0.5b")
 LENGTHS = 128
 """Prompt tokens of the rollout benchmark."""
 TRL_SFT = [
@@ -52,14 +51,15 @@ def rows() -> Iterator[tuple[str, float, dict[str, float], float]]:
     """(what, predicted bytes, lines at the peak, measured GiB)."""
     for found in _read("sft_step.jsonl"):
         yield _row(f"SFT step, native, {found['arm']}", _sft(found), found["peak_gib"])
-    for found in _newest(_read("sft_run.jsonl"), "arm"):
+    for found in _newest(_read("sft_run.jsonl"), "shape", "arm"):
         if found["arm"] in RUNS:
-            yield _row(f"SFT run, native, {found['arm']}", _whole_run(found, RUNS[found["arm"]]), found["peak_gib"])
+            what = f"SFT run, native, {found['shape']}, {found['arm']}"
+            yield _row(what, _whole_run(found, RUNS[found["arm"]]), found["peak_gib"])
     for found in _newest(_read("several.jsonl"), "shape", "task", "gpus"):
-        if (found["task"], found["gpus"]) in SEVERAL:
-            changes = SEVERAL[found["task"], found["gpus"]]
-            what = f"SFT run, native, {found['shape']}, {found['task'].removeprefix('sft-')}, {found['gpus']} GPU"
-            yield _row(what, _whole_run(found, {"compiled": "all"} | changes), found["peak_gib"])
+        task, gpus = found["task"], found["gpus"]
+        if task in SEVERAL and (task, gpus, found["shape"]) != CUT:
+            what = f"SFT run, native, {found['shape']}, {task.removeprefix('sft-')}, {gpus} GPU"
+            yield _row(what, _several(found), found["peak_gib"])
     for name, measured, batch, checkpointing in TRL_SFT:
         training = Training(_shape("0.5b"), batch, "tiles", optimizer=FUSED, checkpointing=checkpointing)
         yield _row(f"SFT step, TRL, {name}", training, measured)
@@ -102,17 +102,27 @@ def _sft(found: dict[str, Any]) -> Training:
     )  # fmt: skip
 
 
-def _whole_run(found: dict[str, Any], settings: dict[str, Any]) -> Training:
+def _several(found: dict[str, Any]) -> Training:
+    """What one of the GPUs holds."""
+    gpus = found["gpus"]
+    if found["task"] == "sft-fsdp2":
+        return _whole_run(found, {"compiled": "all", "weight_shards": gpus, "state_shards": gpus})
+    rows = BATCH_ROWS // gpus if found["task"] == "sft-equal" else BATCH_ROWS
+    return _whole_run(found, {"compiled": "all", "bucketed": gpus > 1}, rows)
+
+
+def _whole_run(found: dict[str, Any], settings: dict[str, Any], rows: int = BATCH_ROWS) -> Training:
     """Full rows, as the plan of a run takes them."""
-    tokens = BATCH_ROWS * LENGTH
+    tokens = rows * LENGTH
     batch = Batch(tokens, tokens, LENGTH)
     return Training(_shape(found["shape"]), batch, "loss", repeats_keys=_before_2_12(found), **({"optimizer": FUSED} | settings))  # fmt: skip
 
 
 def _dpo(found: dict[str, Any]) -> Training:
     """The largest batch of the benchmark: packed rows (native), or 16 rows padded to the longest (TRL)."""
-    shape, native = _shape(found["shape"]), found["arm"].startswith("native")
-    kept = pairs(16 * BATCH)
+    shape, parts = _shape(found["shape"]), found["arm"].split("-")
+    native = parts[0] == "native"
+    kept = pairs(found["steps"] * BATCH)
     batches = [kept.select(range(start, start + BATCH)) for start in range(0, len(kept), BATCH)]
     sizes = []
     for batch in batches:
@@ -120,9 +130,13 @@ def _dpo(found: dict[str, Any]) -> Training:
         longest = 100 + max(answers)
         tokens = sum(answers) + 100 * len(answers) if native else longest * len(answers)
         sizes.append(Batch(tokens, sum(answers), longest, masked=not native))
+    split: dict[str, Any] = (
+        {"trained": 2, "optimizer": "adamw_split_bf16"} if "split16" in parts else {"optimizer": FUSED}
+    )
     return Training(
-        shape, max(sizes, key=lambda batch: batch.tokens), "log_probs" if native else "tiles", optimizer=FUSED, checkpointing="gc" in found["arm"],
-        repeats_keys=native and _before_2_12(found), frozen={"reference model": 2.0 * shape.parameters},
+        shape, max(sizes, key=lambda batch: batch.tokens), "log_probs" if native else "tiles", checkpointing="gc" in parts,
+        compiled=None if "compile" not in parts else "mlp" if "mlp" in parts else "all",
+        repeats_keys=native and _before_2_12(found), frozen={"reference model": 2.0 * shape.parameters}, **split,
     )  # fmt: skip
 
 
@@ -159,7 +173,7 @@ def table() -> str:
     """The page."""
     lines = [
         "Peak GPU memory, predicted by the formulas of `aligntune plan` and measured (`torch.cuda.max_memory_allocated`), in GiB. `python benchmarks/plan.py`,",
-        "on the results beside this file: H100 80 GB, torch 2.11, transformers 5.17, the 0.5B shape, the largest batch that each run met. No allowance for",
+        "on the results beside this file: H100 80 GB, torch 2.11, transformers 5.17, the 0.5B shape where no other is named, the largest batch that each run met. No allowance for",
         "context and unusable blocks is in these numbers, and nothing is fitted to them.",
         "",
         "| run | predicted | measured | error | largest lines at the peak |",

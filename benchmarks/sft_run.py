@@ -9,6 +9,8 @@ Ours, through the same config that a user writes (packed rows of 2048, batch 8, 
     trl        the native arm's config on backend trl
 Peers, as their own documentation runs them, on the same texts:
     trl-pack, trl-pack-liger    TRL's SFTTrainer: float32 weights under autocast, its own packing
+    trl-pack-liger-gc           the same with gradient checkpointing, where it does not fit without
+    trl-pack-liger-lora         the same with rank 16 on all projections
     unsloth-pack, unsloth-lora  Unsloth's FastLanguageModel under TRL's SFTTrainer (its full fine-tuning is bfloat16)
 
 Every arm is a process of its own, one after another. Tokens a second are real tokens over the time of the steps after warm-up, the median over steps; losses
@@ -50,7 +52,7 @@ OURS: dict[str, dict[str, Any]] = {
     },
     "trl": {"backend": "trl"},
 }
-PEERS = ("trl-pack", "trl-pack-liger", "unsloth-pack", "unsloth-lora")
+PEERS = ("trl-pack", "trl-pack-liger", "trl-pack-liger-gc", "trl-pack-liger-lora", "unsloth-pack", "unsloth-lora")
 
 
 def ours(folder: Path, arm: str, steps: int) -> dict[str, Any]:
@@ -110,8 +112,13 @@ def peer(folder: Path, arm: str, steps: int) -> dict[str, Any]:
         output_dir=str(folder / f"run-{arm}"), per_device_train_batch_size=BATCH, gradient_accumulation_steps=1, max_steps=steps,
         max_length=LENGTH, report_to="none", save_strategy="no", logging_steps=1, bf16=cuda, use_cpu=not cuda, learning_rate=RATE,
         lr_scheduler_type="constant", optim="adamw_torch_fused" if cuda else "adamw_torch", disable_tqdm=True, packing=True,
-        use_liger_kernel="liger" in arm, gradient_checkpointing=False,
+        use_liger_kernel="liger" in arm, gradient_checkpointing="gc" in arm,
     )  # fmt: skip
+    adapter = None
+    if arm == "trl-pack-liger-lora":
+        from peft import LoraConfig
+
+        adapter = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=TARGETS, task_type="CAUSAL_LM")
     seconds: list[float] = []
     tokens: list[int] = []
 
@@ -127,8 +134,8 @@ def peer(folder: Path, arm: str, steps: int) -> dict[str, Any]:
 
     rows = load_dataset("json", data_files=str(folder / "texts.jsonl"), split="train")
     trainer = SFTTrainer(
-        model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[Meter()]
-    )
+        model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[Meter()], peft_config=adapter,
+    )  # fmt: skip
     inner = trainer.compute_loss
 
     def counted(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -178,7 +185,8 @@ def main() -> None:
         for arm, failure in ended(commands, folder, args.limit):
             found = {"failed": failure} if failure else json.loads((folder / f"{arm}.json").read_text())
             if not failure:
-                found["mfu"] = round(6 * parameters * found["tokens_per_s"] / PEAK_FLOPS, 4)
+                flops = (4 if "lora" in arm else 6) * parameters  # a token's; frozen weights take no gradient
+                found["mfu"] = round(flops * found["tokens_per_s"] / PEAK_FLOPS, 4)
             report(args.out, benchmark="sft_run", arm=arm, shape=args.shape, steps=args.steps, **found)
 
 

@@ -67,7 +67,8 @@ def report(out: str | None, **row) -> None:
     """Print a result, and append it to a JSON-lines file with the versions and the command."""
     print("RESULT", json.dumps(row), flush=True)
     if out:
-        command = " ".join(["python", *sys.argv]).replace(f" --out {out}", "")
+        script = f"benchmarks/{Path(sys.argv[0]).name}"
+        command = " ".join(["python", script, *sys.argv[1:]]).replace(f" --out {out}", "")
         with Path(out).open("a") as file:
             file.write(json.dumps({**row, **versions(), "command": command}) + "\n")
 

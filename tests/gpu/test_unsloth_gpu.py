@@ -116,7 +116,7 @@ def test_the_grpo_family_learns(config: dict[str, Any], algorithm: str) -> None:
     folder = Path(config["model"]["name_or_path"]).parent
     tiny.write_rows(folder / "prompts.jsonl", [{"prompt": f"say {word}"} for word in tiny.WORDS])
     run = config | {"algorithm": algorithm, "dataset": {"name": str(folder / "prompts.jsonl")}}
-    run["model"] = config["model"] | {"use_peft": False, "max_seq_length": 128}
+    run["model"] = {"name_or_path": config["model"]["name_or_path"], "use_peft": False, "max_seq_length": 128}
     run["rewards"] = [{"type": "length", "params": {"unit": "chars", "min_length": 60, "max_length": 1000}}]
     run["train"] = {
         "max_steps": 24, "learning_rate": 3e-3, "per_device_batch_size": 32, "num_generations": 8, "max_completion_length": 24, "kl_coef": 0.0,
