@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from aligntune.errors import AlignTuneError
+from aligntune.stopping import told_to_stop
 
 app = typer.Typer(
     name="aligntune",
@@ -38,10 +39,11 @@ def _options(
 
 
 def main() -> None:
-    """Run a verb. An error that the user can fix is one message on stderr and exit code 2; Ctrl-C is exit code 130."""
+    """Run a verb. An error that the user can fix is one message on stderr and exit code 2; Ctrl-C is 130, SIGTERM 143."""
     _register()
     try:
-        app()
+        with told_to_stop():
+            app()
     except AlignTuneError as error:
         print(f"aligntune: {error}", file=sys.stderr)
         raise SystemExit(2) from None

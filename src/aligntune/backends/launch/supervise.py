@@ -1,4 +1,4 @@
-"""Who watches the started processes? Output is passed on; when one ends badly, or on Ctrl-C, all are stopped."""
+"""Who watches the started processes? Output is passed on; when one ends badly, on Ctrl-C, or when this one is told to stop, all are stopped."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+from aligntune.stopping import told_to_stop
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 15.0
 """How long a process may take to end by itself after Ctrl-C, and then again after being told to terminate."""
 LAST_LINES = 30
+STARTER = "ALIGNTUNE_STARTER"
+"""The variable that tells a process on this machine the id of the one that it must not outlive."""
 
 
 class Processes:
@@ -29,16 +34,18 @@ class Processes:
         self._environment = dict(environment)
         self._started: list[subprocess.Popen[Any]] = []
         self._readers: list[threading.Thread] = []
+        self._signals = ExitStack()
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
     def __enter__(self) -> Processes:
         """Start them. Each leads a group of its own, so that a Ctrl-C reaches it once, from here."""
+        self._signals.enter_context(told_to_stop())
         piped = len(self._commands) > 1 or not _stdout_is_terminal()
         for place, (host, command) in enumerate(self._commands.items()):
             here = command if place == 0 else _over_ssh(host, command, self._environment)
             streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if piped else {}
             process = subprocess.Popen(
-                here, env=os.environ | self._environment, start_new_session=True, text=piped, stdin=subprocess.DEVNULL, **streams,
+                here, env=os.environ | self._environment | {STARTER: str(os.getpid())}, start_new_session=True, text=piped, stdin=subprocess.DEVNULL, **streams,
             )  # fmt: skip
             self._started.append(process)
             if piped:
@@ -61,13 +68,14 @@ class Processes:
         return 0
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        first = signal.SIGINT if kind is KeyboardInterrupt else signal.SIGTERM
+        first = signal.SIGINT if kind in (KeyboardInterrupt, SystemExit) else signal.SIGTERM
         for wanted in (first, signal.SIGTERM, signal.SIGKILL):
             if not self._signal(wanted):
                 break
             self._wait_until_ended(GRACE_SECONDS)
         for reader in self._readers:
             reader.join(timeout=5)
+        self._signals.close()
 
     def _signal(self, wanted: signal.Signals) -> bool:
         """Send to every group that still has a process; whether there was one."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from aligntune.backends.launch.job import Job
+from aligntune.backends.launch.supervise import STARTER
 from aligntune.errors import AlignTuneError
+from aligntune.stopping import end_with
 from aligntune.trainers.ranks import is_main_process, rank
 
 
 def main(backend: Any = None) -> int:
     """Train what `sys.argv[1]` says, on `backend` if given; report the result or the error beside it; the exit code."""
     job = Job(Path(sys.argv[1]).parent)
+    if STARTER in os.environ:
+        end_with(int(os.environ[STARTER]))
     try:
         train(job, backend)
     except KeyboardInterrupt as stop:
