@@ -2,6 +2,7 @@
 
     native     our trainer as a user gets it: full fine-tuning, packed updates, rollouts by our own engine
     native-split  the same on split bfloat16 weights, which rollouts share without a copy (GPU)
+    native-small  the same with moments in bfloat16 and compiled layers that recompute the MLP (GPU)
     trl        our adapter: TRL's trainer and loss, rollouts by our own engine
     peer       TRL's GRPOTrainer alone, as its documentation runs it: rollouts by transformers' generate
 
@@ -26,7 +27,7 @@ from shapes import SHAPES, report
 from backends import write_parts
 
 WARMUP = 2
-ARMS = ("native", "native-split", "trl", "peer")
+ARMS = ("native", "native-split", "native-small", "trl", "peer")
 
 
 def distinct(completions: list[Any], **_: Any) -> list[float]:
@@ -59,6 +60,9 @@ def ours(folder: Path, arm: str, steps: int, completions: int, new: int) -> dict
     }  # fmt: skip
     if arm == "native-split":
         run["train"]["optimizer"] = "adamw_split"
+    if arm == "native-small":
+        run["train"]["optimizer"] = "adamw_split_bf16"
+        run["model"]["selective_checkpointing"] = "mlp"
     rows = trained_rows(create_trainer(run), output)
     times = [row["elapsed_s"] for row in rows]
     found: dict[str, Any] = {"step_s": median([b - a for a, b in itertools.pairwise(times)][WARMUP - 1 :])}

@@ -38,6 +38,8 @@ SEVERAL = ("sft-ddp", "sft-equal", "sft-fsdp2")
 CUT = ("sft-ddp", 2, "0.5b")
 LENGTHS = 128
 """Prompt tokens of the rollout benchmark."""
+GRPO_PROMPT = 64
+"""Prompt tokens of `grpo_run.py`."""
 TRL_SFT = [
     ("padded", 34.2, Batch(8 * 2048, 8 * 2048, 2048, masked=True), False),
     ("padded, gradient checkpointing", 8.9, Batch(8 * 2048, 8 * 2048, 2048, masked=True), True),
@@ -65,6 +67,9 @@ def rows() -> Iterator[tuple[str, float, dict[str, float], float]]:
         yield _row(f"SFT step, TRL, {name}", training, measured)
     for found in _read("dpo_step.jsonl"):
         yield _row(f"DPO step, {found['arm']}", _dpo(found), found["peak_gib"])
+    for found in _newest(_read("grpo_run.jsonl"), "arm"):
+        if found["arm"] in ("native", "native-split"):
+            yield _row(f"GRPO run, {found['arm']}", _grpo(found), found["peak_gib"])
     for found in _read("rollouts.jsonl"):
         rollout = Rollout(found["rows"], LENGTHS + found["new"], found["rows"] * LENGTHS)
         training = Training(
@@ -137,6 +142,16 @@ def _dpo(found: dict[str, Any]) -> Training:
         shape, max(sizes, key=lambda batch: batch.tokens), "log_probs" if native else "tiles", checkpointing="gc" in parts,
         compiled=None if "compile" not in parts else "mlp" if "mlp" in parts else "all",
         repeats_keys=native and _before_2_12(found), frozen={"reference model": 2.0 * shape.parameters}, **split,
+    )  # fmt: skip
+
+
+def _grpo(found: dict[str, Any]) -> Training:
+    """Every completion at its longest, in one pass."""
+    shape, rows, new = _shape(found["shape"]), found["completions"], found["new"]
+    length, split = GRPO_PROMPT + new, found["arm"] != "native"
+    return Training(
+        shape, Batch(rows * length, rows * new, length), "log_probs", trained=2 if split else 4, repeats_keys=_before_2_12(found),
+        optimizer="adamw_split" if split else FUSED, rollout=Rollout(rows, length, rows * GRPO_PROMPT),
     )  # fmt: skip
 
 
