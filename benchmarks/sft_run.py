@@ -13,15 +13,17 @@ Peers, as their own documentation runs them, on the same texts:
     trl-pack-liger-lora         the same with rank 16 on all projections
     unsloth-pack, unsloth-lora  Unsloth's FastLanguageModel under TRL's SFTTrainer (its full fine-tuning is bfloat16)
 
-Every arm is a process of its own, one after another. Tokens a second are real tokens over the time of the steps after warm-up, the median over steps; losses
-are those of every step.
+Every arm is a process of its own, one after another, and logs every ten steps, as all of them do unasked (a line that is logged waits for the GPU). Tokens a
+second are real tokens over time, the median over windows of ten steps; the first window is warm-up. Losses are those logged, each a window's mean.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -32,7 +34,7 @@ from shapes import PEAK_FLOPS, SHAPES, report, text_lengths
 
 from backends import write_parts
 
-WARMUP = 6
+WINDOW = 10
 LENGTH, BATCH, RATE = 2048, 8, 1e-5
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SMALL = {"selective_checkpointing": "mlp"}
@@ -69,15 +71,14 @@ def ours(folder: Path, arm: str, steps: int) -> dict[str, Any]:
         "dataset": {"name": str(folder / "texts.jsonl"), "task_type": "text_generation"},
         "model": {"name_or_path": str(folder / "model"), "precision": "bf16" if cuda else "fp32", "max_seq_length": LENGTH, "gradient_checkpointing": False},
         "train": {"max_steps": steps, "per_device_batch_size": BATCH, "learning_rate": RATE, "lr_scheduler": "constant", "packing": True, "warmup_ratio": 0.0},
-        "logging": {"output_dir": str(output), "loggers": "none", "log_interval": 1, "save_strategy": "no"},
+        "logging": {"output_dir": str(output), "loggers": "none", "log_interval": WINDOW, "save_strategy": "no"},
         "evaluation": {"max_new_tokens": 2},
     }  # fmt: skip
     for section, values in changes.items():
         run[section] = run[section] | values if isinstance(values, dict) else values
     rows = trained_rows(create_trainer(run), output)
-    speeds = sorted(row["tokens_per_second"] for row in rows[WARMUP:] if row.get("tokens_per_second"))
     return {
-        "tokens_per_s": round(speeds[len(speeds) // 2]),
+        "tokens_per_s": round(statistics.median(row["tokens_per_second"] for row in rows[1:])),
         "peak_gib": max((row.get("memory_gib") or 0 for row in rows), default=None),
         "losses": [round(row["loss"], 4) for row in rows],
     }
@@ -110,7 +111,7 @@ def peer(folder: Path, arm: str, steps: int) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     arguments = SFTConfig(
         output_dir=str(folder / f"run-{arm}"), per_device_train_batch_size=BATCH, gradient_accumulation_steps=1, max_steps=steps,
-        max_length=LENGTH, report_to="none", save_strategy="no", logging_steps=1, bf16=cuda, use_cpu=not cuda, learning_rate=RATE,
+        max_length=LENGTH, report_to="none", save_strategy="no", logging_steps=WINDOW, bf16=cuda, use_cpu=not cuda, learning_rate=RATE,
         lr_scheduler_type="constant", optim="adamw_torch_fused" if cuda else "adamw_torch", disable_tqdm=True, packing=True,
         use_liger_kernel="liger" in arm, gradient_checkpointing="gc" in arm,
     )  # fmt: skip
@@ -119,18 +120,14 @@ def peer(folder: Path, arm: str, steps: int) -> dict[str, Any]:
         from peft import LoraConfig
 
         adapter = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=TARGETS, task_type="CAUSAL_LM")
-    seconds: list[float] = []
-    tokens: list[int] = []
+    ends: list[float] = []
+    tokens: list[Any] = []
 
     class Meter(TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            torch.cuda.synchronize() if cuda else None
-            tokens.append(0)
-            self.start = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            torch.cuda.synchronize() if cuda else None
-            seconds.append(time.perf_counter() - self.start)
+        def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+            if state.global_step % WINDOW == 0:
+                torch.cuda.synchronize() if cuda else None
+                ends.append(time.perf_counter())
 
     rows = load_dataset("json", data_files=str(folder / "texts.jsonl"), split="train")
     trainer = SFTTrainer(
@@ -140,14 +137,15 @@ def peer(folder: Path, arm: str, steps: int) -> dict[str, Any]:
 
     def counted(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         mask = inputs.get("attention_mask")
-        tokens[-1] += int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
+        tokens.append(mask.sum() if mask is not None else inputs["input_ids"].numel())
         return inner(model, inputs, *args, **kwargs)
 
     trainer.compute_loss = counted
     trainer.train()
-    speeds = sorted(count / time for count, time in zip(tokens[WARMUP:], seconds[WARMUP:]))
+    counts = [sum(map(int, tokens[at : at + WINDOW])) for at in range(WINDOW, len(tokens), WINDOW)]
+    times = [end - begin for begin, end in itertools.pairwise(ends)]
     return {
-        "tokens_per_s": round(speeds[len(speeds) // 2]),
+        "tokens_per_s": round(statistics.median(count / seconds for count, seconds in zip(counts, times))),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
         "losses": [round(row["loss"], 4) for row in trainer.state.log_history if "loss" in row],
         "gradient_accumulation": trainer.args.gradient_accumulation_steps,
