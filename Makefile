@@ -9,8 +9,8 @@ PIP    := -q --disable-pip-version-check
 quickstart: $(VENV)/ready          ## Fine-tune the embedded model, offline, on the CPU; writes output/quickstart/report.html
 	$(VENV)/bin/aligntune quickstart
 
-test: $(VENV)/ready                ## The whole test suite on the newest tested versions
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+test: $(VENV)/ready                ## The whole test suite on the newest tested versions, a file at a time on each of up to four cores
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/ready               ## Style, types, import order, generated docs
 	$(VENV)/bin/ruff check .

@@ -197,7 +197,7 @@ def common(tmp_path: Path, **more: Any) -> dict[str, Any]:
     return {path: real(part) for path, part in (settings | more).items() if part is not None}
 
 
-@pytest.mark.parametrize("case", MODEL, ids=lambda case: f"{case.path.split('.')[-1]}-{str(case.value)[:60]}")
+@pytest.mark.parametrize("case", MODEL, ids=lambda case: f"{case.path.split('.')[-1]}-{'made' if callable(case.value) else str(case.value)[:60]}")  # fmt: skip
 def test_setting_of_the_run_acts(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
