@@ -85,6 +85,18 @@ def test_buckets_waste_less_than_half():
     assert sum(len(b.target) for b in buckets) == 244
 
 
+def test_buckets_are_made_once_for_all_layers_and_anew_for_other_boundaries():
+    cu = torch.tensor([0, 1, 3, 6])
+    first = Documents(cu, 3).buckets()
+    assert Documents(cu, 3).buckets() is first
+    assert Documents(cu.clone(), 3).buckets() is not first
+    first = Documents(cu, 3).buckets()
+    cu[1] = 2  # in place
+    assert [bucket.target.tolist() for bucket in Documents(cu, 3).buckets()] == [[2], [0, 1], [3, 4, 5]]
+    with torch.inference_mode():
+        assert len(Documents(torch.tensor([0, 1, 3]), 2).buckets()) == 2
+
+
 def test_documents_from_positions():
     positions = torch.tensor([[0, 1, 2, 0, 1, 0], [4, 5, 0, 1, 2, 3]])
     found = documents_of(positions, 2, 6, positions.device)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -30,13 +30,19 @@ class Documents:
     cu_seqlens: Tensor
     max_length: int
     whole_rows: bool = False
-    _buckets: list[Bucket] | None = field(default=None, repr=False)
 
     def buckets(self) -> list[Bucket]:
-        """Documents by length: within a bucket the longest has less than twice the tokens of the shortest."""
-        if self._buckets is None:
-            self._buckets = _make_buckets(self.cu_seqlens)
-        return self._buckets
+        """Documents by length: within a bucket the longest has less than twice the tokens of the shortest.
+
+        Made once for all layers of a forward pass, which get the same boundaries.
+        """
+        boundaries = self.cu_seqlens
+        if torch.compiler.is_compiling() or boundaries.is_inference():
+            return _make_buckets(boundaries)
+        known = _LAST_BUCKETS.get(0)
+        if known is None or known[0]() is not boundaries or known[1] != boundaries._version:
+            known = _LAST_BUCKETS[0] = weakref.ref(boundaries), boundaries._version, _make_buckets(boundaries)
+        return known[2]
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,9 @@ class Bucket:
     source: Tensor
     valid: Tensor
     target: Tensor
+
+
+_LAST_BUCKETS: dict[int, tuple[weakref.ref[Tensor], int, list[Bucket]]] = {}
 
 
 def _make_buckets(cu_seqlens: Tensor) -> list[Bucket]:
