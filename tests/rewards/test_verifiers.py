@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from aligntune.rewards.call import Caller
 from aligntune.rewards.code import extract_code, program
 from aligntune.rewards.matching import chosen_letter, levenshtein
 from aligntune.rewards.math import evaluate
+from aligntune.rewards.sql import extract_sql
 from aligntune.rewards.tools import calls_of
 
 
@@ -123,6 +125,10 @@ def test_code_is_found_in_answers() -> None:
     assert extract_code("a\n```python\nx = 1\n```\nb\n```py\ny = 2\n```") == "y = 2\n"
     assert extract_code("```\nz = 3") == "z = 3", "a block that is cut off"
     assert extract_code("```json\n{}\n```\n```python\nx\n```\n```bash\nls\n```") == "x\n"
+    assert extract_code("```python\nx = 1\n```\nOutput:\n```\n1\n```") == "x = 1\n", "what it prints is no code"
+    assert extract_code("1. First:\n   ```python\n   def f():\n       return 1\n   ```") == "def f():\n    return 1\n"
+    assert extract_sql("<think>hm</think>\n```sql\nSELECT 1\n```\ngives\n```\n1\n```") == "SELECT 1"
+    assert extract_sql("<think>hm</think>\nSELECT 1") == "SELECT 1"
     assert program("Write f.", "```python\ndef f(): pass\n```", "f") == "def f(): pass\n"
 
 
@@ -132,11 +138,17 @@ EQUAL = [
     ("\\boxed{72}", "#### 72"), ("The answer is 1,234.", "1234"), ("\\boxed{0.5}", "\\frac{1}{2}"), ("#### $18", "18"),
     ("\\boxed{\\frac{3}{4}}", "0.75"), ("<answer>-3</answer>", "-3"), ("so \\boxed{x^2+2x+1}", "$(x+1)^2$"),
     ("\\boxed{\\sqrt{8}}", "$2\\sqrt{2}$"), ("\\boxed{50\\%}", "50%"), ("\\boxed{(1,2)}", "$(1, 2)$"), ("Final answer: yes", "yes"),
+    ("\\boxed{\\text{Yes}}", "yes"), ("\\boxed{Evelyn}", "\\text{Evelyn}"), ("The answer is (C).", "C"), ("The answer is `42`", "42"),
+    ("The answer is 2 1/2", "2.5"), ("\\boxed{2\\frac{1}{2}}", "5/2"), ("The answer is -$5", "-5"), ("\\boxed{90°}", "90"),
+    ("#### 72 clips", "#### 72"), ("<answer>42 dollars</answer>", "42"), ("\\boxed{2, 1}", "1,2"), ("1{,}234", "1234"),
+    ("<think>\\boxed{3}</think> The answer is 4", "4"), ("\\boxed{3.50 \\text{ dollars}}", "\\$3.50"),
 ]  # fmt: skip
 UNEQUAL = [
     ("\\boxed{73}", "72"),
     ("\\boxed{71}", "72"), ("72 or 73", "72"), ("", "72"), ("\\boxed{x^2}", "$(x+1)^2$"), ("\\boxed{(2,1)}", "$(1, 2)$"),
     ("Final answer: no", "yes"), ("\\boxed{72", "73"), ("The answer is 1.234", "1234"), ("__import__('os').system('true')", "0"),
+    ("\\boxed{1,2}", "12"), ("\\boxed{1 2}", "12"), ("The answer is 12,34", "1234"), ("The answer is 2 1/2", "21/2"), ("$$", ""),
+    ("<think>\\boxed{4}</think> The answer is 3", "4"), ("<think>\\boxed{4}</think>", "4"), ("\\boxed{\\text{No}}", "yes"),
 ]  # fmt: skip
 
 
@@ -171,6 +183,30 @@ def test_decimals_with_thousands(value: Any) -> None:
     assert answers.numbers(f"costs {value:,} dollars") == [value]
 
 
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("1,2,3", [1, 2, 3]), ("1,234,56", [1234, 56]), ("2 1/2 cups", [Fraction(5, 2)]), ("\\frac{1}{2}", [Fraction(1, 2)]),
+        ("5 m^2 and 6 m^{2}", [5, 6]), ("1{,}234", [1234]), ("-$5", [-5]), ("10-5", [10, 5]),
+    ],
+)  # fmt: skip
+def test_the_numbers_of_a_text(text: str, values: list[Any]) -> None:
+    assert answers.numbers(text) == values
+
+
+def test_boxes_are_found_in_one_pass() -> None:
+    assert answers.boxed("\\boxed{a \\boxed{b}} } \\boxed {{c}} \\boxed{d") == ["a \\boxed{b}", "b", "{c}"]
+    begun = time.perf_counter()
+    assert answers.boxed("\\boxed{" * 6000) == []  # a model that repeats itself
+    assert time.perf_counter() - begun < 2
+
+
+def test_gsm8k_reads_the_number_after_the_mark_as_its_source_does() -> None:
+    right = ["#### 72 clips", "#### **72**", "#### $72", "#### 72 or 24", "#### 72.", "####72"]
+    wrong = ["#### 7 2", "#### 7,2", "#### 24 or 72", "####", "#### \n72", "72"]
+    assert score("gsm8k", *right, *wrong, answer="#### 72") == [1.0] * len(right) + [0.0] * len(wrong)
+
+
 def test_numeric_answer_tolerance() -> None:
     assert score("numeric_answer", "about 3.14", "3.2", params={"absolute": 0.01}, answer=3.1416) == [1.0, 0.0]
     assert score("numeric_answer", "101", "90", params={"relative": 0.05}, answer="100") == [1.0, 0.0]
@@ -192,6 +228,16 @@ def test_arithmetic_is_exact_and_only_arithmetic() -> None:
     ):
         assert evaluate(expression) is None
     assert score("arithmetic_steps", "10 / 3 = 3.33 and 2 + 2 = 5", "<<3*4=12>>12", "none here") == [0.5, 1.0, None]
+
+
+def test_steps_in_lists_and_in_latex_are_checked_and_tails_of_other_expressions_are_not() -> None:
+    for steps in ("- 48 / 2 = 24\n- 24 + 48 = 73", "1. 48 / 2 = 24\n2. 24 + 48 = 73", "48/2 = 24\n5 + 5 = 11"):
+        assert score("arithmetic_steps", steps) == [0.5]
+    assert score("arithmetic_steps", "$5 \\times 4 + 1 = 21$", "$(3 + 4) \\cdot 2 = 14$", "so -5 + 3 = -2") == [1.0] * 3
+    assert (
+        score("arithmetic_steps", "2^3 + 1 = 9", "x + 3 + 4 = 10", "sqrt(16) + 2 = 6", "5 pens * 2 + 3 = 13")
+        == [None] * 4
+    )
 
 
 # --- matching ------------------------------------------------------------------------------------------------------
@@ -217,6 +263,9 @@ def test_levenshtein_equals_the_textbook(left: str, right: str) -> None:
         ("The answer is (B).", "B"), ("B", "B"), ("**C**", "C"), ("(D) because", "D"), ("A. 12 apples", "A"), ("\\boxed{\\text{A}}", "A"),
         ("<answer>c</answer>", "C"), ("A good day", None), ("I think so", None), ("First (A), no, (B)", None), ("Answer: **E**", "E"),
         ("It is not A.\nAnswer: D", "D"), ("Surely option C is right", None), ("Lots of text (B) here", "B"),
+        ("**Answer:** B", "B"), ("\\boxed{\\textbf{B}}", "B"), ("<answer>B. copper</answer>", "B"), ("The answer is a bit hard.\nB", "B"),
+        ("<think>The answer is A? No.</think>\nB", "B"), ("<think>(A) or (C)</think>\n(B)", "B"), ("The answer is \\(B\\)", "B"),
+        ("(b)", "B"), ("`B`", "B"), ("Option B", "B"), ("the answer is: b.", "B"), ("e.g. this", None), ("\\boxed{A, B}", None),
     ],
 )  # fmt: skip
 def test_letters(text: str, letter: str | None) -> None:
@@ -296,6 +345,10 @@ def test_a_pattern_without_end_is_an_error() -> None:
         score("regex_match", "a" * 40 + "b", params={"pattern": "(a|aa)+$", "timeout_s": 0.05})
     with pytest.raises(RewardError, match="not valid"):
         score("regex_match", "a", params={"pattern": "("})
+
+
+def test_json_after_thinking() -> None:
+    assert score("json_valid", '<think>[1</think>\n{"a": 1}', '<think>{"a": 1}</think>\nno') == [1.0, 0.0]
 
 
 def test_unknown_constraints_and_schemas() -> None:

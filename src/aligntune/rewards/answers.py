@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from fractions import Fraction
 
 from aligntune.errors import ConfigError
@@ -13,24 +13,29 @@ from aligntune.errors import ConfigError
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _SAID = re.compile(r"(?:final answer|answer|result)\s*(?:is|:|=)\s*:?\s*([^\n]+)", re.IGNORECASE)
+_WHOLE = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+"
 _NUMBER = re.compile(
-    r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?(?:\s?/\s?\d+)?"
+    rf"(?<![\w.^])(?<!\^\{{)[-+]?(?:\d+ +\d+\s?/\s?\d+|(?:(?:{_WHOLE})(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{{1,3}})?(?:\s?/\s?\d+)?)"
 )
+_ONLY = re.compile(
+    r"([-+]?) *[$€£]? *(?:(\d+) +(?=\d+ */))?"  # sign, currency, the whole part of a mixed number
+    r"((?:\d{1,3}(?:[, \u00a0\u2009\u202f]\d{3})+|\d+)(?:\.\d*)?|\.\d+)([eE][-+]?\d+)?(?: */ *([-+]?\d+))?"
+)
+_FRACTION = re.compile(r"\\[dtc]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 
 EXTRACT = ("whole", "last_line", "boxed", "tag", "hashes", "auto")
 
 
 def boxed(text: str) -> list[str]:
     r"""The contents of every `\boxed{...}` whose braces balance."""
-    found = []
-    for match in re.finditer(r"\\boxed\s*\{", text):
-        depth, start = 1, match.end()
-        for end in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                found.append(text[start:end])
-                break
-    return found
+    found: dict[int, str] = {}
+    open_braces: list[int | None] = []  # where the content of a box begins; None for any other brace
+    for match in re.finditer(r"\\boxed\s*\{|[{}]", text):
+        if match.group() != "}":
+            open_braces.append(None if match.group() == "{" else match.end())
+        elif open_braces and (start := open_braces.pop()) is not None:
+            found[start] = text[start : match.start()]
+    return [found[start] for start in sorted(found)]
 
 
 def tagged(text: str) -> list[str]:
@@ -42,14 +47,15 @@ def extract(text: str, how: str = "auto") -> str | None:
     """The answer in `text`, or None when it is not marked as `how` says.
 
     "whole", "last_line", "boxed", "tag" (<answer>), "hashes" (####), or "auto": the last of these marks that is used,
-    else what follows "the answer is", else the last line.
+    else what follows "the answer is", else the last line. All but "whole" look only at what follows the thinking.
     """
     if how not in EXTRACT:
         raise ConfigError(f"extract={how!r}: choose one of {', '.join(EXTRACT)}")
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    last_line = lines[-1] if lines else None
     if how == "whole":
         return text.strip()
+    text = text.rpartition("</think>")[2]
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    last_line = lines[-1] if lines else None
     if how == "last_line":
         return last_line
     marks: dict[str, Callable[[str], list[str]]] = {"boxed": boxed, "tag": tagged, "hashes": _HASHES.findall}
@@ -83,27 +89,40 @@ def alternatives(answer: object) -> list[str]:
     return [str(answer)]
 
 
+def plain(text: str) -> str:
+    r"""Numbers without typography: \frac{1}{2} as 1/2, thin spaces, {,}, \$, \%, emphasis and degrees taken out, minus as -."""
+    text = re.sub(rf"(?<=\d)\s*(?={_FRACTION.pattern})", " ", text)  # 2\frac{1}{2}, a mixed number
+    text = _FRACTION.sub(r"\1/\2", text.replace("−", "-").replace("{,}", ",").replace("\\%", "%"))
+    return re.sub(r"\\[,!; ]|\*\*|\\\$|°", "", text)
+
+
 def numbers(text: str) -> list[Fraction]:
-    """The numbers of a text in order: 1,234.5, -3, 1/2, 6.02e23, 50% as 50."""
-    found = []
-    for match in _NUMBER.finditer(text.replace("−", "-").replace("$", "").replace("\\%", "%")):
-        value = parse_number(match.group(0))
-        if value is not None:
-            found.append(value)
-    return found
+    """The numbers of a text in order: 1,234.5, -3, 1/2, 2 1/2, 6.02e23, 50% as 50. Exponents (m^2) are none."""
+    values = (parse_number(match.group()) for match in _NUMBER.finditer(plain(text).replace("$", "")))
+    return [value for value in values if value is not None]
+
+
+def opening_number(text: str) -> Fraction | None:
+    """The number with which a text begins ("72 clips")."""
+    match = _NUMBER.match(plain(text).replace("$", "").strip())
+    return parse_number(match.group()) if match else None
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The exact value of a number as people write it, or None when `text` is not just a number."""
-    cleaned = text.strip().strip("$€£ ").rstrip(".%").replace("−", "-").replace(",", "").replace(" ", "")
-    if len(cleaned) > 400:
+    """The exact value of a number as people write it, or None when `text` is not just a number.
+
+    Commas and spaces stand only between thousands: 1,2 and 1 2 are two numbers, 2 1/2 is a mixed one.
+    """
+    if len(text) > 400:
         return None
-    top, slash, bottom = cleaned.partition("/")
-    try:
-        value = Decimal(top)
-        if not value.is_finite() or abs(value.adjusted()) > 400:
-            return None
-        whole = Fraction(value)
-        return whole / int(bottom) if slash else whole
-    except (InvalidOperation, ValueError, ZeroDivisionError):
+    match = _ONLY.fullmatch(text.strip().strip("$€£ ").rstrip(".%").replace("−", "-"))
+    if match is None:
         return None
+    sign, mixed, digits, exponent, bottom = match.groups("")
+    value = Decimal(re.sub(r"[^\d.]", "", digits) + exponent)
+    if abs(value.adjusted()) > 400:
+        return None
+    if bottom and not int(bottom):
+        return None
+    whole = int(mixed or 0) + Fraction(value) / int(bottom or 1)
+    return -whole if sign == "-" else whole

@@ -13,18 +13,23 @@ from .base import adversarial, bad, good, reward
 from .samples import Text, completion_text, prompt_text
 from .sandbox.jobs import Check, Output, Program, Verdict
 from .sandbox.limits import Limits
-from .words import fenced_blocks
+from .words import block_in, fenced_blocks
 
-PYTHON = ("python", "py", "python3", "")
+PYTHON = ("python", "py", "python3")
 UNREADABLE = (SyntaxError, ValueError, MemoryError, RecursionError)  # what `ast.parse` raises on hostile source
 
 
 def extract_code(text: str) -> str:
-    """The last Python code block of an answer (after its thinking), or the whole text when there is none."""
+    """The last Python code block of an answer (after its thinking), or the whole text when there is none.
+
+    A block without a language counts where no block says that it is Python: beside one that does, it is output.
+    """
     text = text.rpartition("</think>")[2]
     blocks = fenced_blocks(text)
-    python = [content for language, content in blocks if language in PYTHON] or [content for _, content in blocks]
-    return python[-1] if python else text
+    python = block_in(text, PYTHON)
+    if python is None and blocks:
+        return blocks[-1][1]
+    return text if python is None else python
 
 
 def parse(code: str) -> ast.Module | None:

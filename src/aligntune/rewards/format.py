@@ -61,7 +61,8 @@ def xml_format(completion: str, *, tags: Sequence[str] = ("reasoning", "answer")
 
 
 def read_json(completion: str) -> tuple[bool, Any]:
-    """(whether there is JSON, its value): the whole answer, or its only code block."""
+    """(whether there is JSON, its value): the whole answer after its thinking, or its only code block."""
+    completion = completion.rpartition("</think>")[2]
     blocks = fenced_blocks(completion)
     text = blocks[0][1] if len(blocks) == 1 and blocks[0][0] in ("json", "") else completion
 

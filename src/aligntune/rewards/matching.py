@@ -128,25 +128,27 @@ def f1(completion: str, answer: Any) -> float:
 
 
 _LETTER_FORMS = (
-    re.compile(r"<answer>\s*\(?([A-Z])\)?\.?\s*</answer>", re.IGNORECASE),
-    re.compile(r"\\boxed\{\s*(?:\\text\{)?\(?([A-Z])\)?\}?\s*\}", re.IGNORECASE),
-    re.compile(r"(?:answer|choice|option)(?: is|:)[:\s]{0,3}\*{0,2}\(?([A-Z])\b(?!')", re.IGNORECASE),
-)
-_LONE_LETTER = re.compile(r"\*{0,2}(?:\(([A-Z])\)|([A-Z])[).:]|([A-Z])(?=\*{0,2}$))")
+    re.compile(r"<answer>\s*\(?([A-Z])(?:[).:]\s[^<]*|\)?[.:]?\s*)</answer>", re.IGNORECASE),
+    re.compile(r"\\boxed\{\s*\(?([A-Z])(?:[).:]\s[^{}]*|\)?[.:]?\s*)\}", re.IGNORECASE),
+    re.compile(r"(?:answer|choice|option)(?: is|:)[:\s]{0,3}\(?(?:((?-i:[A-Z]))\b(?!')|([a-z])(?=[).:]|\s*$))", re.IGNORECASE | re.MULTILINE),
+)  # fmt: skip
+_LONE_LETTER = re.compile(r"(?:option |choice )?(?:\(([A-Z])\)|([A-Z])[).:](?=\s|$)|([A-Z])$)", re.IGNORECASE)
+_MARKUP = re.compile(r"\*\*|[`$]|\\[()]|\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 
 
 def chosen_letter(text: str) -> str | None:
-    """The letter that a completion settles on: marked as the answer (the last such), or opening its last line, or the
-    only one in brackets; None when it settles on none."""
+    """The letter that a completion settles on after its thinking: marked as the answer (the last such), or opening its
+    last line, or the only one in brackets; None when it settles on none."""
+    text = _MARKUP.sub(r"\1", text.rpartition("</think>")[2]).strip()
     for form in _LETTER_FORMS:
-        if found := form.findall(text):
-            return str(found[-1]).upper()
+        if found := list(form.finditer(text)):
+            return next(letter for letter in found[-1].groups() if letter).upper()
     bracketed = set(re.findall(r"\(([A-Z])\)", text))
     if len(bracketed) > 1:
         return None
-    last_line = (text.strip().splitlines() or [""])[-1]
+    last_line = (text.splitlines() or [""])[-1]
     if opening := _LONE_LETTER.match(last_line):
-        return next(letter for letter in opening.groups() if letter)
+        return next(letter for letter in opening.groups() if letter).upper()
     return bracketed.pop() if bracketed else None
 
 

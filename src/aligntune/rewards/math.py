@@ -81,13 +81,14 @@ def _by_number(completion: str, gold: Any) -> float | None:
     if not found:
         return 0.0
     wanted_text = _gold_text(gold)
-    if found == wanted_text:
+    found, wanted_text = _unwrapped(found), _unwrapped(wanted_text)
+    if found == wanted_text or (_letter(found) and _letter(found) == _letter(wanted_text)):
         return 1.0
     if _WORDS.fullmatch(wanted_text):  # "yes", a name: math-verify would read a product of letters
         return float(answers.normalise(found) == answers.normalise(wanted_text))
     if "%" in found or "%" in wanted_text:
         return None
-    given, wanted = answers.parse_number(_plain(found)), answers.parse_number(_plain(wanted_text))
+    given, wanted = (answers.parse_number(answers.plain(text).strip("$ ")) for text in (found, wanted_text))
     if given is None or wanted is None:
         return None
     return float(given == wanted)
@@ -96,21 +97,40 @@ def _by_number(completion: str, gold: Any) -> float | None:
 _WORDS = re.compile(r"[^\W\d_]{2,}(?: [^\W\d_]+)*")
 
 
-def _plain(text: str) -> str:
-    text = re.sub(r"\\(?:d|t)?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text.strip().strip("$").strip())
-    return re.sub(r"\\[,!; ]|\*\*|\\\$", "", text)
+_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{\s*([^{}]*?)\s*\}")
+
+
+def _unwrapped(text: str) -> str:
+    r"""Without the marks that stand around all of it: $...$, \(...\), `...`, **...**, \text{...}."""
+    if len(text) > 1000:
+        return text
+    inner = re.sub(
+        r"^(?:\$+|\\\(|`+|\*\*)\s*(.*?)\s*(?:\$+|\\\)|`+|\*\*)([.]?)$", r"\1\2", text.strip(), flags=re.DOTALL
+    )
+    wrapped = _TEXT.fullmatch(inner)
+    return (wrapped.group(1) if wrapped else inner) or text
+
+
+def _letter(text: str) -> str:
+    """The letter of a choice: B, (B), "(B).", or none."""
+    found = re.fullmatch(r"\(?([A-Z])\)?\.?", text)
+    return found.group(1) if found else ""
+
+
+_WITH_UNIT = re.compile(r"[-+−]?\$?[\d,.]+(?: (?!pi\b)[A-Za-z]{2,})+\.?")
 
 
 def _as_math(answer: Any) -> str:
     text = _gold_text(answer)
-    return text if "$" in text or "\\boxed" in text else f"${text}$"
+    return text if "$" in text.replace("\\$", "") or "\\boxed" in text else f"${text}$"
 
 
 def _final(completion: str) -> str:
-    """What math-verify is shown: the marked answer in a box, else the last line as it is."""
+    """What math-verify is shown: the marked answer in a box, else the last line as it is. A number with its unit stays
+    out of the box, where "72 clips" would be a product of letters."""
     for how in ("tag", "boxed", "hashes"):
         if (found := answers.extract(completion, how)) is not None:
-            return f"\\boxed{{{found.strip('$')}}}"
+            return found if _WITH_UNIT.fullmatch(found) else f"\\boxed{{{found.strip('$')}}}"
     return answers.extract(completion) or ""
 
 
@@ -155,15 +175,16 @@ def numeric_answer(completion: str, answer: Any, *, relative: float = 0.0, absol
     examples=[
         good("She sold 48/2 = 24 in May.\n48 + 24 = 72\n#### 72", answer="48+24=<<48+24=72>>72\n#### 72"),
         bad("#### 24", answer="#### 72"),
+        good("#### 72 clips", answer="#### 72"),
         adversarial("It could be 72 or 24.", 0.0, answer="#### 72", note="the right number, not given as the answer"),
     ],
 )
 def gsm8k(completion: str, answer: Any, *, strict: bool = True) -> float:
-    """1 if the number after the last #### is the reference's. Not `strict`: the last number of any answer."""
+    """1 if the number right after the last #### is the reference's. Not `strict`: the last number of any answer."""
     if not strict:
         return numeric_answer(completion, answer)
     found = answers.extract(completion, "hashes")
-    given = None if found is None else answers.parse_number(found)
+    given = None if found is None else answers.opening_number(found)
     wanted = answers.parse_number(_gold_text(answer))
     if wanted is None:
         raise RewardError(f"gsm8k: the reference {answer!r} does not end in #### and a number")
@@ -226,8 +247,25 @@ def countdown(completion: str, numbers: Sequence[int], target: float) -> float:
     return float(value == Fraction(str(target)) and sorted(used) == sorted(Fraction(str(n)) for n in numbers))
 
 
-_RESULT = re.compile(r"=\s{0,3}\$?([-−]?[\d,]*\.?\d+)(?!\s*[-+*/×÷·\d])")
+_RESULT = re.compile(r"=\s{0,3}\$?([-−]?[\d,]*\.?\d+)(?![^\S\n]*[-+*/×÷·\d])")
 _EXPRESSION = re.compile(r"[\d\s.,()+\-*/×÷·−$]+$")
+_MARKER = re.compile(r"\s*(?:[-*•+]|\d{1,3}[.)])\s+")
+_TAIL = re.compile(r"\s*(?:[+*/×÷·]|[-−]\s)")
+_GLUED = re.compile(r"[\w^}%!]\S")
+
+
+def _left_side(before: str) -> str:
+    """The expression that ends a text, without the marker of a list; '' where it is the tail of one that is no arithmetic
+    ("x + 3 + 4", "2^3 + 1"), whose value is not that of what is left of it."""
+    line = before.rpartition("\n")[2]
+    marker = _MARKER.match(line)
+    line = line[marker.end() :] if marker else line
+    found = _EXPRESSION.search(line)
+    if found is None:
+        return ""
+    if found.start() and (_TAIL.match(found.group()) or _GLUED.match(line, found.start() - 1)):
+        return ""
+    return found.group().lstrip(" \t.,)*/×÷·").replace(",", "").replace("$", "")
 
 
 @reward(
@@ -246,10 +284,9 @@ def arithmetic_steps(completion: str) -> float | None:
     Results may be rounded to the digits shown. It checks the sums, not whether they answer the question.
     """
     outcomes = []
-    for match in _RESULT.finditer(completion):
-        before = _EXPRESSION.search(completion[max(0, match.start() - 150) : match.start()])
-        expression = before.group().lstrip(" \n\t.,)*/×÷·") if before else ""
-        computed = evaluate(expression.replace(",", "").replace("$", ""))
+    text = re.sub(r"\\(?:times|cdot)(?![a-z])", "×", completion).replace("\\div", "÷")
+    for match in _RESULT.finditer(text):
+        computed = evaluate(_left_side(text[max(0, match.start() - 150) : match.start()]))
         written = answers.parse_number(match.group(1))
         if computed is None or written is None or len(computed[1]) < 2:
             continue

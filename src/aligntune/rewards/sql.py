@@ -11,7 +11,7 @@ from typing import Any
 from aligntune.errors import RewardError
 
 from .base import adversarial, bad, good, reward
-from .words import fenced_blocks
+from .words import block_in
 
 READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 BYTES, ROWS = 1 << 20, 10_000
@@ -24,10 +24,9 @@ class Refused(Exception):
 
 
 def extract_sql(text: str) -> str:
-    """The last SQL code block of an answer, or the whole text."""
-    blocks = fenced_blocks(text.rpartition("</think>")[2])
-    sql = [content for language, content in blocks if language in ("sql", "sqlite", "")]
-    return (sql[-1] if sql else text).strip()
+    """The last SQL code block of an answer (after its thinking), or the whole text."""
+    found = block_in(text, ("sql", "sqlite"))
+    return (text.rpartition("</think>")[2] if found is None else found).strip()
 
 
 def database(schema: str) -> sqlite3.Connection:

@@ -9,7 +9,7 @@ CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+(?:['’][^\W{CJK}]+)*")
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|(?<=[。！？])")
 _LIST_ITEM = re.compile(r"\s{0,12}(?:[-*•]|\d{1,3}[.)])\s")
-_FENCE = re.compile(r"^ {0,3}(```+|~~~+)[^\n]*\n(.*?)(?:^ {0,3}\1[`~]*\s*$|\Z)", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^( {0,3})(```+|~~~+)[^\n]*\n(.*?)(?:^ {0,3}\2[`~]*\s*$|\Z)", re.DOTALL | re.MULTILINE)
 _SUFFIX = re.compile(r"(?:ational|ization|fulness|ously|ing|edly|ies|ied|ed|es|ly|s)$")
 
 _FUNCTION_WORDS = (
@@ -46,12 +46,27 @@ def paragraphs(text: str) -> list[str]:
 
 
 def fenced_blocks(text: str) -> list[tuple[str, str]]:
-    """(language, content) of each fenced code block; one that is never closed ends with the text."""
+    """(language, content) of each fenced code block; one that is never closed ends with the text.
+
+    Lines lose the indentation of the fence (CommonMark 4.5), so that a block in a list is code that runs.
+    """
     found = []
     for match in _FENCE.finditer(text):
-        info = match.group(0).split("\n", 1)[0].strip("`~ \t")
-        found.append((info.split()[0].lower() if info.split() else "", match.group(2)))
+        info = match.group(0).split("\n", 1)[0].strip("`~ \t").split()
+        indent, _, content = match.groups()
+        if indent:
+            content = re.sub(rf"^ {{1,{len(indent)}}}", "", content, flags=re.MULTILINE)
+        found.append((info[0].lower() if info else "", content))
     return found
+
+
+def block_in(text: str, languages: tuple[str, ...]) -> str | None:
+    """The last block of an answer (after its thinking) in one of the languages, else the last one that names none: where
+    some are named, the others are output. None without either."""
+    blocks = fenced_blocks(text.rpartition("</think>")[2])
+    named = [content for language, content in blocks if language in languages]
+    found = named or [content for language, content in blocks if not language]
+    return found[-1] if found else None
 
 
 @lru_cache(maxsize=65536)
