@@ -78,6 +78,28 @@ def test_one_reward_in_full() -> None:
     assert "did you mean gsm8k?" in unknown.stderr
 
 
+def test_files_that_cannot_be_used_are_named_before_anything_is_scored(tmp_path: Path) -> None:
+    data = tiny.write_rows(
+        tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "c"}]
+    )
+    file = tmp_path / "rewards.yaml"
+    missing = aligntune("score", file, data)
+    said = [(missing, "No such file")]
+    for content, message in (
+        ("rewards: [", "is not YAML"),
+        ("a: 1", "has no list of rewards"),
+        ("", "has no list of rewards"),
+    ):
+        file.write_text(content)
+        said.append((aligntune("test", file, data), message))
+    said.append((aligntune("score", "length", data, "--output", data / "below" / "out.jsonl"), "--output"))
+    for done, message in said:
+        assert (done.returncode, message in done.stderr) == (2, True), (message, done.stderr)
+    made = tmp_path / "new" / "out.jsonl"
+    assert aligntune("score", "length", data, "--output", made).returncode == 0
+    assert len(made.read_text().splitlines()) == 2
+
+
 def test_validate_knows_the_rewards(tmp_path: Path) -> None:
     run = {
         "algorithm": "grpo",

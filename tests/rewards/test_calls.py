@@ -93,6 +93,14 @@ def test_async_per_sample_and_batched() -> None:
     assert most == 3
     assert call(many) == [1.0, 2.0]
 
+    class Object:
+        async def __call__(self, completion):
+            await asyncio.sleep(0)
+            return len(completion)
+
+    assert Caller(get(Object()))(Batch(["", ""], ["a", "bb"]))[0] == [1.0, 2.0]
+    assert Caller(get(lambda completion: one(completion)))(Batch(["", ""], ["a", "bb"]))[0] == [1.0, 2.0]
+
     async def inside_a_loop():
         return call(one)
 
@@ -245,3 +253,8 @@ def test_describe_is_plain_data() -> None:
     assert describe("fluency")["heuristic"]
     assert not describe("bleu")["heuristic"]
     assert set(base.names()) >= {"length", "judge"}
+
+
+def test_a_completion_that_is_no_text_is_named() -> None:
+    with pytest.raises(RewardError, match="completions, row 1: None is neither a text nor a list of messages"):
+        Batch(["", ""], ["a", None])

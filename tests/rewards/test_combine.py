@@ -170,6 +170,14 @@ def test_errors_under_null_are_counted() -> None:
         ([{"weight": 1}], {}, "needs `type`"),
         ([{"type": "length", "clip": 0}], {}, "clip=0 must be above 0"),
         ([{"type": "lenght"}], {}, "did you mean length"),
+        ([{"type": "length", "weight": "x"}], {}, "weight='x' must be a number"),
+        ([{"type": "length", "weight": None}], {}, "weight=None must be a number"),
+        ([{"type": "length", "clip": "x"}], {}, "clip='x' must be a number"),
+        ([{"type": "length", "params": 5}], {}, "params is 5: give names with values"),
+        ([{"type": "length", "params": {"columns": "x"}}], {}, "params.columns is 'x'"),
+        (["length"], {"weights": ["x"]}, "weight='x' must be a number"),
+        ([5], {}, "5 is no reward"),
+        ([max], {}, "wrap it in a function of your own"),
     ],
 )
 def test_bad_settings(configs: list[Any], options: dict[str, Any], message: str) -> None:

@@ -76,6 +76,8 @@ def score(
     output: Annotated[Path | None, typer.Option(help="File for the scored rows, one JSON object a line.")] = None,
 ) -> None:
     """Score the completions of a dataset."""
+    if output is not None:
+        _writable(output)  # before hours of scoring, not after
     columns = _columns(data, limit)
     prompts, said = _column(columns, prompt, optional=True), _column(columns, completion)
     found: list[Any]
@@ -202,9 +204,29 @@ def _rewards(text: str) -> Any:
     if text.endswith((".yaml", ".yml")):
         import yaml
 
-        content = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
-        return RewardSet(content["rewards"] if isinstance(content, dict) else content)
+        from aligntune.errors import ConfigError
+
+        try:
+            content = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{text}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{text}: is not YAML: {error}") from error
+        rewards = content.get("rewards") if isinstance(content, dict) else content
+        if not isinstance(rewards, list | str):
+            raise ConfigError(f"{text}: has no list of rewards, with or without the key `rewards`")
+        return RewardSet(rewards)
     return RewardSet([name.strip() for name in text.split(",") if name.strip()])
+
+
+def _writable(path: Path) -> None:
+    from aligntune.errors import ConfigError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise ConfigError(f"--output {path}: {error.strerror}") from error
 
 
 def _state_isolation(rewards: Any) -> None:

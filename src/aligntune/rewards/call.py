@@ -39,7 +39,11 @@ class Signature:
     @classmethod
     def of(cls, reward: Reward) -> Signature:
         reserved, columns, defaults, keyword_only, rest = [], [], {}, set(), False
-        for name, parameter in reward.parameters.items():
+        try:
+            parameters = reward.parameters
+        except ValueError as error:  # some functions written in C
+            raise RewardError(f"reward {reward.name!r}: {error}; wrap it in a function of your own") from error
+        for name, parameter in parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
                 rest = True
             elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
@@ -75,8 +79,16 @@ class Caller:
     def __init__(self, reward: Reward, params: Mapping[str, Any] | None = None) -> None:
         self.reward = reward
         self.signature = Signature.of(reward)
+        for name, given in (
+            ("params", params),
+            ("params.columns", isinstance(params, Mapping) and params.get("columns")),
+        ):
+            if given and not isinstance(given, Mapping):
+                raise RewardError(
+                    f"reward {reward.name!r}: {name} is {given!r}: give names with values, {{name: value}}"
+                )
         params = dict(params or {})
-        self.renamed: dict[str, str] = dict(params.pop("columns", {}))
+        self.renamed: dict[str, str] = dict(params.pop("columns", None) or {})
         self.params = params
         self._check_params()
 
@@ -195,24 +207,15 @@ class Caller:
 
     def _one_by_one(self, batch: Batch, arguments: dict[str, Any]) -> tuple[list[Any], list[Failure]]:
         rows = [{name: values[i] for name, values in arguments.items()} for i in range(len(batch))]
-        if inspect.iscoroutinefunction(self.reward.function):
-            return self._split(run_coroutine(self._gather(rows)))
         results: list[Any] = []
         for row in rows:
             try:
                 results.append(self.reward.function(**row, **self.params))
             except Exception as error:  # noqa: BLE001 - the same boundary
                 results.append(error)
+        if any(inspect.isawaitable(result) for result in results):  # begun only now
+            results = run_coroutine(_gather(results))
         return self._split(results)
-
-    async def _gather(self, rows: list[dict[str, Any]]) -> list[Any]:
-        limit = asyncio.Semaphore(CONCURRENT)
-
-        async def one(row: dict[str, Any]) -> Any:
-            async with limit:
-                return await self.reward.function(**row, **self.params)
-
-        return await asyncio.gather(*(one(row) for row in rows), return_exceptions=True)
 
     def _error(self, batch: Batch, failure: Failure) -> RewardError:
         error = failure.error
@@ -246,6 +249,19 @@ class Caller:
 
 async def _await(awaitable: Any) -> Any:
     return await awaitable
+
+
+async def _gather(results: list[Any]) -> list[Any]:
+    """Results with those that are awaitable awaited, so many at once; an exception stands in its own place."""
+    limit = asyncio.Semaphore(CONCURRENT)
+
+    async def one(result: Any) -> Any:
+        if not inspect.isawaitable(result):
+            return result
+        async with limit:
+            return await result
+
+    return await asyncio.gather(*(one(result) for result in results), return_exceptions=True)
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -10,6 +10,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from aligntune.errors import RewardError
@@ -95,6 +96,8 @@ class RewardSet:
             if len(weights) != len(self.entries):
                 raise RewardError(f"{len(weights)} weights for {len(self.entries)} rewards: give one for each")
             for entry, weight in zip(self.entries, weights, strict=True):
+                if not isinstance(weight, Real):
+                    raise RewardError(f"reward {entry.reward.name!r}: weight={weight!r} must be a number")
                 entry.weight = weight
         for entry in self.entries:
             if not math.isfinite(entry.weight) or entry.weight < 0:
@@ -193,7 +196,12 @@ class RewardSet:
 
 def _entry(config: Any, reduce: Reduce | None) -> Entry:
     fields = _fields(config)
+    if not isinstance(fields["type"], str | Reward) and not callable(fields["type"]):
+        raise RewardError(f"rewards: {fields['type']!r} is no reward: give a name, a callable or a path to one")
     found = get(fields["type"])
+    for name, value in (("weight", fields.get("weight", 1.0)), ("clip", fields.get("clip") or 1.0)):
+        if not isinstance(value, Real):
+            raise RewardError(f"reward {found.name!r}: {name}={value!r} must be a number")
     clip, on_error = fields.get("clip"), fields.get("on_error")
     if clip is not None and not clip > 0:
         raise RewardError(f"reward {found.name!r}: clip={clip} must be above 0; scores are limited to [-clip, clip]")
@@ -211,7 +219,7 @@ def _entry(config: Any, reduce: Reduce | None) -> Entry:
 
 
 def _fields(config: Any) -> Mapping[str, Any]:
-    if isinstance(config, str | Reward) or callable(config):
+    if not isinstance(config, Mapping) and not hasattr(config, "model_fields_set"):
         return {"type": config}
     if isinstance(config, Mapping):
         for key in config:

@@ -180,7 +180,7 @@ def numeric_answer(completion: str, answer: Any, *, relative: float = 0.0, absol
     ],
 )
 def gsm8k(completion: str, answer: Any, *, strict: bool = True) -> float:
-    """1 if the number right after the last #### is the reference's. Not `strict`: the last number of any answer."""
+    """1 if the number after the last #### is the reference's. Not `strict`: the last number of any answer."""
     if not strict:
         return numeric_answer(completion, answer)
     found = answers.extract(completion, "hashes")

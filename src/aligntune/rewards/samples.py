@@ -65,6 +65,11 @@ class Batch:
                     f"{name} has {size} entries for {len(self.completions)} completions: give one for each completion"
                 )
 
+        for name, texts in (("prompts", self.prompts), ("completions", self.completions)):
+            for place, text in enumerate(texts):
+                if not isinstance(text, str | Sequence):
+                    raise RewardError(f"{name}, row {place}: {text!r} is neither a text nor a list of messages")
+
     def __len__(self) -> int:
         return len(self.completions)
 
