@@ -105,6 +105,19 @@ def test_a_model_without_a_head_is_refused(encoder_folder: Path, tmp_path: Path)
         RewardSet(["reward_model"]).score(["p"], ["c"])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantization": {"load_in_4bits": True}}, "quantization.load_in_4bits is not a field of BitsAndBytesConfig"),
+        ({"quantization": {"load_in_4bit": True}, "device": "cpu"}, "needs a GPU"),
+        ({"device": "gpu"}, "device='gpu': use auto, cpu or cuda"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(reward_model_folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(str(reward_model_folder), **options)
+
+
 def test_an_adapter_with_its_head(reward_model_folder: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import BertForSequenceClassification, BertModel

@@ -9,15 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aligntune.errors import ConfigError, ModelError
+from aligntune.errors import ConfigError, ModelError, require
 
 from .base import adversarial, bad, good, reward
 from .samples import Text, completion_text, conversation, prompt_text
 
 if TYPE_CHECKING:
     import torch
+
+
+SCALE_FILE = "reward_scale.json"
+"""Beside an adapter, which has no config of its own to hold it: [mean, std] of the labels that were standardised."""
 
 
 class RewardModel:
@@ -151,19 +156,19 @@ def load(
 
     Raises:
         ModelError: it cannot be loaded, or it was saved without a head (which transformers would make up at random).
+        ConfigError: a device that is not there, or a quantization that cannot be had.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from aligntune.models.files import adapter_base, explain_missing, is_model_folder
     from aligntune.models.load import merge_adapter
-    from aligntune.models.precision import device as default_device
 
     is_model_folder(name_or_path)
     base = adapter_base(name_or_path)
-    target = str(default_device()) if device == "auto" else device
+    target = _device(device)
     kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if quantization:
-        kwargs |= {"quantization_config": BitsAndBytesConfig(**quantization), "device_map": {"": target}}
+        kwargs |= {"quantization_config": _quantization(quantization, target), "device_map": {"": target}}
     if base is not None:
         kwargs["num_labels"] = 1
     try:
@@ -175,12 +180,48 @@ def load(
         raise ModelError(explain_missing(name_or_path, "reward model", error)) from error
     if base is not None:
         model = merge_adapter(model, name_or_path)
+        scale = Path(name_or_path) / SCALE_FILE
+        model.config.reward_scale = json.loads(scale.read_text(encoding="utf-8")) if scale.exists() else None
     elif info["missing_keys"]:
         raise ModelError(
             f"{name_or_path}: its weights have no {', '.join(sorted(info['missing_keys']))}: it is a model without a "
             "reward head. Use a reward model, or train this one with `aligntune reward train`"
         )
     return RewardModel(model, tokenizer, device="auto" if quantization else target, **options)
+
+
+def _device(name: str) -> str:
+    """The device to load on; `ConfigError` where there is none of that name."""
+    import torch
+
+    from aligntune.models.precision import device as default_device
+
+    target = str(default_device()) if name == "auto" else name
+    try:
+        kind = torch.device(target).type
+    except RuntimeError as error:
+        raise ConfigError(f"reward model: device={name!r}: use auto, cpu or cuda ({error})") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"reward model: device={name!r}, and this machine has no CUDA device; use auto or cpu")
+    return target
+
+
+def _quantization(settings: dict[str, Any], target: str) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    known = BitsAndBytesConfig().to_dict()
+    for name in settings:
+        if name not in known:  # transformers takes it and does nothing
+            raise ConfigError(
+                f"reward model: quantization.{name} is not a field of BitsAndBytesConfig ({', '.join(sorted(known))})"
+            )
+    if target == "cpu":
+        raise ConfigError("reward model: quantization needs a GPU; leave it out on the CPU")
+    require("bitsandbytes", extra="quant", why="the quantization of a reward model")
+    try:
+        return BitsAndBytesConfig(**settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"reward model: quantization: {error}") from error
 
 
 @cache

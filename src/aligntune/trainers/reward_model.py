@@ -6,7 +6,7 @@ checkpoints, trail and report as any run, and the model in `output_dir/model`. S
 every evaluation (`reward_held_out`); the weights that are kept are those of the best one.
 
 Regression learns standardised labels; their mean and standard deviation are written to the model's config
-(`reward_scale`), and `RewardModel` undoes them: scores come out in the reward's own units.
+(`reward_scale`; beside an adapter to a file of that name), and `RewardModel` undoes them: scores come out in the reward's own units.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from aligntune.models.save import save_model
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
 from aligntune.reporting import RunDirectory, provenance, recording
 from aligntune.rewards import RewardSet
-from aligntune.rewards.model import RewardModel
+from aligntune.rewards.model import SCALE_FILE, RewardModel
 from aligntune.trainers.callbacks import attach_recorder
 from aligntune.trainers.ranks import world_size
 from aligntune.trainers.resuming import fit
@@ -158,10 +158,14 @@ def train_on_pairs(
     where the rows are from, for the run's files.
 
     Raises:
-        DataError: fewer than 2 pairs, or a margin that is not a finite number.
+        DataError: fewer than 2 pairs, a row without a text, or a margin that is not a finite number.
     """
     if len(rows) < 2:
         raise DataError(f"{len(rows)} preference pairs: at least 2 are needed, one of them to measure on")
+    for place, row in enumerate(rows):
+        for name in ("prompt", "chosen", "rejected"):
+            if not isinstance(row.get(name), str | Sequence):
+                raise DataError(f"row {place}: {name} is {row.get(name)!r}; it must be a text or a list of messages")
     judge = _model(settings)
     judge.model.config.reward_scale = None  # that of a distilled model: pairs have no units
     encoded = []
@@ -279,6 +283,9 @@ def _train(settings: RewardTraining, judge: RewardModel, task: _Task) -> Trained
         )
         with run.staged("model") as folder:
             save_model(judge.model, judge.tokenizer, folder)
+            scale = getattr(judge.model.config, "reward_scale", None)
+            if settings.lora is not None and scale is not None:
+                (folder / SCALE_FILE).write_text(json.dumps(scale), encoding="utf-8")
     logger.info("reward model, %d rows held out: %s", len(held), metrics)
     return Trained(run.model, judge, metrics | {"held_out_rows": len(held)})
 

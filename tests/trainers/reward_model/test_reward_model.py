@@ -34,6 +34,10 @@ def share_of_cats(completion: str) -> float:
     return 10 + 5 * words.count("cat") / len(words)
 
 
+def hundreds(completion: str) -> float:
+    return 300 + 200 * share_of_cats(completion)
+
+
 def not_a_number(completion: str) -> float:
     return math.nan
 
@@ -79,6 +83,15 @@ def test_pairs_are_told_apart_and_the_model_comes_back(tmp_path: Path, lora: Lor
         train_on_pairs(pairs(10), settings)
 
 
+def test_an_adapter_that_is_loaded_scores_in_the_rewards_own_units(tmp_path: Path) -> None:
+    lora = LoraSettings(4, 8, 0.0, None, False)
+    trained = train_on_texts(config(tmp_path, reward_functions=[hundreds], num_epochs=1), lora=lora)
+    texts = ["cat dog", "dog"]
+    scores = load(str(trained.folder), device="cpu")(["", ""], texts)
+    assert scores == pytest.approx(trained.model(["", ""], texts), rel=1e-4)
+    assert all(1500 < score < 4500 for score in scores)  # labels are 2300 to 3300; standardised ones are near 0
+
+
 def test_pair_losses_by_hand() -> None:
     scores = torch.tensor([1.0, 3.0, 0.0, 3.0])  # two chosen, then two rejected
     assert pair_losses(scores, torch.zeros(2)).tolist() == pytest.approx([math.log(1 + math.exp(-1)), math.log(2)])
@@ -113,6 +126,9 @@ def test_bad_requests(tmp_path: Path) -> None:
         train_on_pairs(pairs(1), RewardTraining("x", str(tmp_path)))
     with pytest.raises(ModelError, match="head"):
         load(str(tmp_path / "base"))
+    for row, message in (({"chosen": None}, "row 1: chosen is None"), ({"prompt": None}, "row 1: prompt is None")):
+        with pytest.raises(DataError, match=message):
+            train_on_pairs([*pairs(1), pairs(1)[0] | row], RewardTraining("none", str(tmp_path / "none")))
 
 
 def test_a_classifier_gets_a_new_head(tmp_path: Path) -> None:
