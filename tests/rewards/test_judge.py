@@ -57,6 +57,22 @@ def test_a_busy_server_is_asked_again(judge: Judge) -> None:
     assert waits == [1.0, 2.0]
 
 
+class CutOff(bytes):
+    """A body that ends before the length that its header says."""
+
+    def __len__(self) -> int:
+        return 1000
+
+
+def test_a_reply_that_is_cut_off_is_asked_for_again(judge: Judge) -> None:
+    judge.answer = lambda request: (200, CutOff(b'{"cho') if len(judge.requests) < 2 else reply("Score: 1"))
+    assert Endpoint(judge.url, "m", retries=1, sleep=lambda seconds: None).chat([]) == "Score: 1"
+    judge.answer = lambda request: (200, CutOff(b'{"cho'))
+    assert ask(judge, "Paris", on_error="null") == [None]
+    with pytest.raises(RewardError, match="cannot be reached"):
+        ask(judge, "Paris")
+
+
 @pytest.mark.parametrize(
     ("status", "body", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -80,7 +81,7 @@ class Endpoint:
                 self.sleep(min(30.0, float(wait) if wait.isdigit() else 2.0**attempt))
             except ValueError as error:
                 raise RewardError(f"judge: {url} did not answer with JSON: {error}") from error
-            except OSError as error:  # refused, reset, timed out
+            except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out, cut off
                 if last:
                     raise RewardError(f"judge: {url} cannot be reached: {error}") from error
                 self.sleep(min(30.0, 2.0**attempt))

@@ -277,6 +277,14 @@ def _train(settings: RewardTraining, judge: RewardModel, task: _Task) -> Trained
         judge.model.eval()
         metrics = measure()
         if settings.best_metric is not None:
+            start, best = trainer.before.get(settings.best_metric), trainer.state.best_metric
+            if (
+                start is not None
+                and best is not None
+                and (start < best) == (settings.best_metric in FALLING)
+                and start != best
+            ):
+                recorder.note(f"before the first step {settings.best_metric} was {start:.4g}, better than after any: a lower learning_rate may help", "warning")  # fmt: skip
             recorder.note(f"kept the weights of step {trainer.state.best_global_step}, the best by {settings.best_metric} on the rows held out")  # fmt: skip
         recorder.section(
             "table", "Held-out rows", {"columns": ["metric", "value"], "rows": [list(item) for item in metrics.items()]}

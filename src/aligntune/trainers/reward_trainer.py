@@ -46,6 +46,8 @@ class RewardTrainer(StepsInPieces, NativeTrainer):
     ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
         self.row_losses, self.measure, self.micro_batch_tokens = row_losses, measure, micro_batch_tokens
+        self.before: dict[str, float] = {}
+        """The metrics before the first step, whose weights have no checkpoint."""
         self.model_accepts_loss_kwargs = True  # else the Trainer divides once more, by the number of micro-batches
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
@@ -72,7 +74,10 @@ class RewardTrainer(StepsInPieces, NativeTrainer):
         """Score the rows held out, log the metrics and return them."""
         was_training = self.model.training
         self.model.eval()
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.measure().items()}
+        measured = self.measure()
+        if self.state.global_step == 0:
+            self.before = measured
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
         self.model.train(was_training)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -188,6 +188,17 @@ def test_the_best_evaluation_is_kept(base: str, tmp_path: Path) -> None:
         on_pairs(base, tmp_path / "wrong", best_metric="f1")
 
 
+def test_training_that_only_made_it_worse_is_said(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for name, rate in (("worse", 10.0), ("better", 3e-3)):
+        on_pairs(base, tmp_path / name, epochs=1, learning_rate=rate)
+        before, *after = [row["loss"] for row in lines(tmp_path / name, "eval")]
+        said.append((before < min(after), "before the first step loss was" in "".join(capsys.readouterr())))
+    assert said == [(True, True), (False, False)]
+
+
 def test_the_folder_says_what_ran(base: str, tmp_path: Path) -> None:
     on_texts(base, tmp_path / "texts")
     written = (tmp_path / "texts" / "config.yaml").read_text()
