@@ -169,6 +169,16 @@ def test_batch_scaling_is_that_of_all_ranks():
     torch.testing.assert_close(torch.cat(split), ops.group_advantages(rewards, "batch"))
 
 
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_a_missing_reward_leaves_the_others_as_they_would_be_alone(scale):
+    alone = ops.group_advantages(tensor([[1.0, 0.0, 4.0]]), scale)[0]
+    beside = ops.group_advantages(tensor([[1.0, NAN, 0.0, 4.0, NAN]]), scale)[0]
+    torch.testing.assert_close(beside[[0, 2, 3]], alone)
+    assert beside[[1, 4]].tolist() == [0, 0]
+    few = ops.group_advantages(tensor([[3.0, NAN, NAN], [NAN, NAN, NAN]]), scale)
+    assert few.tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
 rewards_of_groups = st.lists(st.lists(st.floats(-5, 5), min_size=4, max_size=4), min_size=1, max_size=4)
 
 

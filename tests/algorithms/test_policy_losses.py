@@ -392,11 +392,14 @@ def test_the_punishment_enters_before_the_groups_are_compared():
 
 
 def test_a_completion_without_a_reward_takes_no_part_in_the_punishment():
-    """Its reward is the mean of the others, 1/2, before the punishment and 0 after it."""
-    rollouts = scored([[0.0, 1.0, 0.5]], [[6, 6, 0]])
+    """The others' rewards, 0 and 1, become -1/2 and 1/2; their unbiased std is 1/sqrt(2)."""
+    rollouts = scored([[0.0, 1.0, math.nan]], [[6, 6, 0]])
     config = DAPOConfig(max_completion_length=8, overlong_buffer=4)
     result = algorithms.get("dapo").compute_advantages(rollouts, config)
-    assert result.advantages.tolist() == pytest.approx([-0.5 / 0.5001, 0.5 / 0.5001, 0])
+    half = 0.5 / (math.sqrt(0.5) + 1e-4)
+    assert result.advantages.tolist() == pytest.approx([-half, half, 0])
+    assert result.metrics["overlong_punishment"].item() == pytest.approx(-0.5)
+    assert result.metrics["group_reward_std"].item() == pytest.approx(math.sqrt(0.5))
 
 
 def test_dynamic_sampling_keeps_groups_with_a_signal():

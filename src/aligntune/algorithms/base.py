@@ -51,7 +51,7 @@ class Needs:
 class ScoredRollouts:
     """Completions of a rollout phase on this rank, with everything that makes advantages. B = P * G rows, row p * G + g.
 
-    rewards: [P, G] weighted sum of all rewards.
+    rewards: [P, G] weighted sum of all rewards; NaN where none applied, and there the mask is empty.
     completion_mask: [B, T], true at every token of the completion, truncated or not.
     ended: [B], true where the completion produced its stop token.
     old_log_probs, ref_log_probs, values: [B, T] at rollout time; the last two where the algorithm needs them.
@@ -122,7 +122,7 @@ class AlgorithmSpec:
     default_epochs: int = 1
     """Passes over a rollout while `num_ppo_epochs` is None."""
     keep_groups: Callable[[Tensor, Any], Tensor] = keep_all
-    """(rewards [P, G], config) -> [P]: which prompts to train on; the trainer draws others for those dropped (dynamic
+    """(rewards [P, G], NaN where missing; config) -> [P]: which prompts to train on; the trainer draws others for those dropped (dynamic
     sampling), at most `max_resample_batches` times."""
     masks_truncated: Callable[[Any], bool] = drop_truncated
     """Whether completions that did not end carry no loss under this config."""

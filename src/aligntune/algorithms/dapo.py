@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from aligntune.algorithms import grpo
@@ -40,17 +39,15 @@ def keep_groups(rewards: Tensor, config: DAPOConfig) -> Tensor:
 
 
 def advantages(rollouts: ScoredRollouts, config: DAPOConfig, all_sum: AllSum = one_process) -> Advantages:
-    """The soft punishment is added to the rewards before they are compared within the group. A completion without a reward,
-    whose mask is empty, has its group's mean for one, and is punished like the mean of the others too."""
+    """The soft punishment is added to the rewards before they are compared within the group."""
     rewards, metrics = rollouts.rewards, {}
     if config.overlong_buffer:
         punishment = overlong_punishment(
             rollouts.lengths, config.max_completion_length, config.overlong_buffer, config.overlong_penalty
         )
-        scored = rollouts.lengths > 0
-        means = divide(masked(punishment, scored).sum(1, keepdim=True), scored.sum(1, keepdim=True))
-        punishment = torch.where(scored, punishment, means)
-        rewards, metrics = rewards + punishment, {"overlong_punishment": punishment.mean()}
+        scored = ~rewards.isnan()
+        mean = divide(masked(punishment, scored).sum(), scored.sum())
+        rewards, metrics = rewards + punishment, {"overlong_punishment": mean}
     result = grpo.group_relative(rewards, config.scale_rewards, all_sum)
     result.metrics |= metrics
     return result

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from aligntune.algorithms.base import Advantages, Needs, ScoredRollouts, algorithm
 from aligntune.algorithms.batch import Loss, Normalizers, RolloutBatch
-from aligntune.algorithms.ops import AllSum, group_advantages, one_process
+from aligntune.algorithms.ops import AllSum, group_advantages, group_spread, one_process
 from aligntune.algorithms.policy import (
     Clip,
     clip_range,
@@ -40,7 +41,7 @@ def needs(config: GRPOConfig) -> Needs:
 def group_relative(rewards: Tensor, scale: str, all_sum: AllSum = one_process) -> Advantages:
     """[P, G] rewards -> [B] advantages; zero_variance_groups is the share of prompts whose completions all score the same."""
     advantages = group_advantages(rewards, scale, all_sum=all_sum)
-    deviation = rewards.std(dim=1)
+    _, deviation = group_spread(rewards)
     metrics = {
         "group_reward_std": deviation.mean(),
         "zero_variance_groups": same_rewards(rewards).to(rewards.dtype).mean(),
@@ -49,8 +50,10 @@ def group_relative(rewards: Tensor, scale: str, all_sum: AllSum = one_process) -
 
 
 def same_rewards(rewards: Tensor) -> Tensor:
-    """[P, G] -> [P]: groups without a learning signal."""
-    return rewards.amax(dim=1) == rewards.amin(dim=1)
+    """[P, G] -> [P]: groups without a learning signal, those with fewer than two rewards (NaN: missing) among them."""
+    missing = rewards.isnan()
+    most, least = rewards.masked_fill(missing, -torch.inf), rewards.masked_fill(missing, torch.inf)
+    return most.amax(dim=1) <= least.amin(dim=1)
 
 
 def advantages(rollouts: ScoredRollouts, config: GRPOConfig, all_sum: AllSum = one_process) -> Advantages:

@@ -128,26 +128,36 @@ def group_advantages(rewards: Tensor, scale: str, *, all_sum: AllSum = one_proce
 
     scale: `group` divides by the group's, `batch` by that of all rewards of all ranks (2508.08221), `none` not at all.
     The deviation is the unbiased one plus 1e-4 (as in TRL and verl; the GRPO paper says nothing). Equal rewards give 0: in
-    float32 their mean would be off by a rounding, which the small deviation makes an advantage of up to 1.
+    float32 their mean would be off by a rounding, which the small deviation makes an advantage of up to 1. A missing reward
+    (NaN) is no part of any mean or deviation, and its advantage is 0.
     """
     if rewards.shape[1] < 2:
         raise ConfigError(
             "a group needs at least 2 completions per prompt to compare: set num_generations to 2 or more"
         )
-    wide = rewards.double()
-    centered = wide - wide.mean(dim=1, keepdim=True)
+    centered, deviation = group_spread(rewards)
     match scale:
         case "none":
             return centered.to(rewards.dtype)
         case "group":
-            deviation = wide.std(dim=1, keepdim=True)
+            pass
         case "batch":
-            count = all_sum(torch.full_like(wide, 1.0).sum())
-            mean = all_sum(wide.sum()) / count
-            deviation = (all_sum((wide - mean).square().sum()) / (count - 1)).sqrt()
+            wide, scored = rewards.double(), ~rewards.isnan()
+            count = all_sum(scored.sum())
+            mean = divide(all_sum(masked(wide, scored).sum()), count)
+            deviation = divide(all_sum(masked(wide - mean, scored).square().sum()), count - 1).sqrt()
         case _:
             raise ConfigError(f"scale_rewards is '{scale}'; it should be group, batch or none")
     return (centered / (deviation + STD_EPSILON)).to(rewards.dtype)
+
+
+def group_spread(rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """[P, G] rewards, NaN where one is missing -> ([P, G] distances from the group's mean, 0 where missing; [P, 1] the group's
+    unbiased deviation, 0 of fewer than two), in float64."""
+    scored = ~rewards.isnan()
+    wide, count = masked(rewards.double(), scored), scored.sum(1, keepdim=True)
+    centered = masked(wide - divide(wide.sum(1, keepdim=True), count), scored)
+    return centered, divide(centered.square().sum(1, keepdim=True), count - 1).sqrt()
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ from aligntune.trainers.online_state import OnlineState, restore
 from aligntune.trainers.parallel import AutocastLoss, gathered
 from aligntune.trainers.passes import SharesInPieces, cut
 from aligntune.trainers.reference import Reference, SyncReference
-from aligntune.trainers.rollout import Rollout, fill_missing, length_mask, padded
+from aligntune.trainers.rollout import Rollout, length_mask, padded
 from aligntune.trainers.rollout_phase import Sampler, Scored
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,11 @@ logger = logging.getLogger(__name__)
 ALL_TRUNCATED = (
     "every completion of a rollout was truncated, so that none carries loss: raise max_completion_length, or set "
     "mask_truncated_completions to false"
+)
+NONE_REWARDED = "every completion of a rollout has the reward None, so that none carries loss"
+NONE_KEPT = (
+    "the completions of every prompt of a rollout score the same, so that none carries loss: raise max_resample_batches or "
+    "num_generations, or choose prompts that are neither too easy nor too hard"
 )
 
 
@@ -163,8 +168,8 @@ class OnlineTrainer(SharesInPieces, AutocastLoss, NativeTrainer):
         """Log-probabilities of policy and reference, values, and what the spec makes of the rewards."""
         found, group = scored.rollouts, self.plan.group
         mask, ended = length_mask(found.completion_ids), torch.tensor(found.finished)
-        rewards, missing = fill_missing(scored.rewards)
-        counted = ~missing.flatten()
+        rewarded = ~scored.rewards.isnan().flatten()
+        counted = rewarded.clone()
         counted[len(counted) - scored.fillers * group :] = False
         loss_mask = mask & counted[:, None]
         if self.spec.masks_truncated(self.settings):
@@ -186,7 +191,7 @@ class OnlineTrainer(SharesInPieces, AutocastLoss, NativeTrainer):
             else padded(found.log_probs or found.sampler_log_probs)
         )
         made = self.spec.compute_advantages(
-            ScoredRollouts(rewards, mask & ~missing.flatten()[:, None], ended, old, rollout.ref_log_probs, rollout.values),
+            ScoredRollouts(scored.rewards, mask & rewarded[:, None], ended, old, rollout.ref_log_probs, rollout.values),
             self.settings, self._all_sum,
         )  # fmt: skip
         rollout.advantages, rollout.returns = made.advantages, made.returns
@@ -194,7 +199,7 @@ class OnlineTrainer(SharesInPieces, AutocastLoss, NativeTrainer):
             rollout
         )
         if not bool(loss_mask.any()):
-            self._warn_once(ALL_TRUNCATED)
+            self._warn_once(ALL_TRUNCATED if counted.any() else NONE_KEPT if rewarded.any() else NONE_REWARDED)
         return rollout
 
     def _spread_of_advantages(self, rollout: Rollout) -> dict[str, float]:

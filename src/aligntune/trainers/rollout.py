@@ -105,12 +105,3 @@ def length_mask(completion_ids: Sequence[Sequence[int]]) -> Tensor:
     """[B, T], true where there is a token."""
     lengths = torch.tensor([len(ids) for ids in completion_ids])
     return torch.arange(int(lengths.max()))[None] < lengths[:, None]
-
-
-def fill_missing(rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """[P, G] rewards without NaN (a missing one gets its group's mean, 0 where all are missing), and where they were [P, G].
-
-    The mean is taken in float64: that of equal rewards is then equal to them, and their group has no signal."""
-    missing = rewards.isnan()
-    means = rewards.double().nanmean(1, keepdim=True).nan_to_num(0.0)
-    return torch.where(missing, means.to(rewards.dtype), rewards), missing

@@ -22,7 +22,6 @@ from aligntune.rewards import RewardSet
 from aligntune.rollouts.base import RolloutEngine, Rollouts, SamplingParams
 from aligntune.trainers.online_metrics import pooled
 from aligntune.trainers.prompt_stream import PromptStream
-from aligntune.trainers.rollout import fill_missing
 
 LEAST_KEPT = Fraction(1, 4)
 """Dynamic sampling draws for at least this share of kept prompts, however few were kept so far."""
@@ -117,7 +116,7 @@ class Sampler:
         while have < wanted and len(drawn) < self.rounds:
             count, before = draw_size(wanted - have, have, len(marks), wanted), len(marks)
             found = self.score(self.stream.draw(count), seed + 1_000_003 * len(drawn))
-            keep = self.spec.keep_groups(fill_missing(found.rewards)[0], self.config).tolist()
+            keep = self.spec.keep_groups(found.rewards, self.config).tolist()
             own += [(not good, before + rank + world * at) for at, good in enumerate(keep)]
             drawn.append(found)
             marks = gather(own)

@@ -198,6 +198,17 @@ def test_a_reward_of_none_leaves_its_completion_out(run: Run) -> None:
     assert all(row["loss"] == row["grad_norm"] == 0 for row in nothing)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "reward", "message"), [("grpo", "never", "has the reward None"), ("dapo", "constant", "score the same")]
+)
+def test_why_nothing_carries_loss(
+    run: Run, capsys: pytest.CaptureFixture[str], algorithm: str, reward: str, message: str
+) -> None:
+    trained(run(algorithm, reward_functions=[globals()[reward]], max_steps=1, max_completion_length=2))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "none carries loss" in line]
+    assert message in line
+
+
 def never(completion: str) -> float | None:
     return None
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import tiny
 from aligntune.algorithms import base as algorithms
+from aligntune.algorithms.ops import group_advantages
 from aligntune.config.algorithms import DAPOConfig, GRPOConfig, PPOConfig
 from aligntune.errors import ConfigError
 from aligntune.rewards import RewardSet
@@ -25,7 +26,7 @@ from aligntune.rollouts.base import Rollouts, SamplingParams
 from aligntune.trainers.online_metrics import Meter, pooled
 from aligntune.trainers.online_plan import Plan, make_plan
 from aligntune.trainers.prompt_stream import PromptStream
-from aligntune.trainers.rollout import Rollout, fill_missing
+from aligntune.trainers.rollout import Rollout
 from aligntune.trainers.rollout_phase import Sampler, reward_arguments
 from aligntune.trainers.samples import is_due
 
@@ -286,14 +287,12 @@ def test_rewards_see_what_was_asked_and_the_columns():
 
 def test_a_missing_reward_leaves_its_group_alone():
     nan = float("nan")
-    filled, missing = fill_missing(torch.tensor([[1.0, nan, 0.0], [nan, nan, nan]]))
-    assert filled.tolist() == [[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]]
-    assert missing.tolist() == [[False, True, False], [True, True, True]]
-    alike = torch.rand(1000)[:, None].repeat(1, 7)
-    filled, _ = fill_missing(torch.cat([alike, torch.full((1000, 1), nan)], 1))
-    assert not algorithms.get("dapo").keep_groups(filled, DAPOConfig()).any(), (
-        "equal rewards and a missing one are no signal"
-    )
+    keep = algorithms.get("dapo").keep_groups
+    rewards = torch.tensor([[1.0, nan, 0.0], [nan, 1.0, nan], [nan, nan, nan]])
+    assert keep(rewards, DAPOConfig()).tolist() == [True, False, False]
+    alike = torch.cat([torch.rand(1000)[:, None].repeat(1, 7), torch.full((1000, 1), nan)], 1)
+    assert not keep(alike, DAPOConfig()).any(), "equal rewards and a missing one are no signal"
+    assert not group_advantages(alike, "group").any()
 
 
 # The rollout ----------------------------------------------------------------------------------------------------------
