@@ -116,7 +116,7 @@ def test_the_same_run_with_lora(run: Run) -> None:
 @pytest.mark.parametrize("settings", [
     {"mask_truncated_completions": True}, {"scale_rewards": "batch"}, {"loss_type": "dapo"}, {"group_by_length": False, "data_seed": 3},
     {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5}, {"max_prompt_length": 9, "max_steps": 4},
-    {"generation_kwargs": {"temperature": 0.7}}, {"cliprange": 0.01, "cliprange_high": 0.02, "num_ppo_epochs": 2},
+    {"temperature": 0.7}, {"cliprange": 0.01, "cliprange_high": 0.02, "num_ppo_epochs": 2},
     {"rewards": [{"type": "length", "normalize": True, "clip": 1.0}], "reward_functions": None},
 ], ids=str)  # fmt: skip
 def test_settings_mean_the_same(run: Run, settings: dict[str, Any]) -> None:

@@ -86,6 +86,32 @@ def test_their_defaults_are_not_refused() -> None:
         grpo(use_peft=False, lora_r=3)
 
 
+@pytest.mark.parametrize(("algorithm", "given", "message"), [
+    ("dapo", {"overlong_penalty": 0.5}, "overlong_penalty: needs overlong_buffer above 0"),
+    ("dapo", {"overlong_buffer": 257}, "overlong_buffer: is 257, more than max_completion_length 256"),
+    ("dapo", {"dynamic_sampling": False, "max_resample_batches": 3}, "max_resample_batches: needs dynamic_sampling: true"),
+    ("grpo", {"kl_coef": 0.0, "kl_estimator": "k2"}, "kl_estimator: needs kl_coef above 0"),
+    ("ppo", {"kl_coef": 0.0, "kl_estimator": "k3"}, "kl_estimator: needs kl_coef above 0"),
+    ("neural_mirror_grpo", {"kl_estimator": "k2"}, "kl_estimator: needs kl_coef above 0"),
+    ("neural_mirror_grpo", {"mirror_map": "kl", "mirror_seed": 3}, "mirror_seed: is of mirror_map neural, not kl"),
+    ("neural_mirror_grpo", {"mirror_path": "map.json", "mirror_seed": 3}, "mirror_seed: draws a random map"),
+    ("neural_mirror_grpo", {"mirror_coefficient": 0.0, "mirror_map": "kl"}, "mirror_map: needs mirror_coefficient above 0"),
+    ("gspo", {"gspo_delta": 4e-4, "cliprange_high": 0.3}, "cliprange_high: has no effect beside gspo_delta"),
+    ("gspo", {"gspo_gamma": 3e-4, "gspo_delta": 4e-4, "cliprange": 0.3}, "cliprange: has no effect beside gspo_gamma"),
+])  # fmt: skip
+def test_settings_of_an_algorithms_part_that_is_off_are_refused(
+    algorithm: str, given: dict[str, Any], message: str
+) -> None:
+    tree = {"model": "m", "dataset": {"name": "d"}, "rewards": ["length"]}
+    with pytest.raises(ConfigError, match=message):
+        resolve(tree, algorithm=algorithm, arguments=given)
+    for name, value in given.items():  # what is resolved says no more than it was told: it can be resolved again
+        if name in ("kl_coef", "overlong_buffer", "dynamic_sampling", "gspo_gamma"):
+            limits = {"max_completion_length": 4096, name: value}
+            again = resolve(resolve(tree, algorithm=algorithm, arguments=limits).config)
+            assert getattr(again.config.train, name) == value
+
+
 # Datasets
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from aligntune.config.algorithms import MetaESConfig
+from aligntune.config.algorithms import DAPOConfig, GSPOConfig, MetaESConfig, NeuralMirrorConfig
 from aligntune.config.classification import classification_contradictions
 from aligntune.config.enums import SPLIT_OPTIMIZERS, PrecisionType
 from aligntune.config.enums import AlgorithmType as A
@@ -149,6 +149,8 @@ def _settings_of_what_is_off(config: SFTRunConfig | RLRunConfig) -> Iterator[tup
             (sft.early_stopping_patience is None, ("train",), sft, "early_stopping_threshold", "needs early_stopping_patience"),
             (not (sft.packing or sft.eval_packing), ("train",), sft, "packing_strategy", "needs packing: true"),
         ]  # fmt: skip
+    else:
+        off += [(is_off, ("train",), config.train, names, message) for is_off, names, message in _off_in_rl(config)]
     sources: list[tuple[Path, Any]] = [(("dataset",), config.dataset)] if config.dataset is not None else []
     sources += [(("datasets", place), item) for place, item in enumerate(config.datasets)]
     for at, source in sources:
@@ -161,6 +163,32 @@ def _settings_of_what_is_off(config: SFTRunConfig | RLRunConfig) -> Iterator[tup
             default = None if field is None else field.get_default(call_default_factory=True)
             if field is not None and section.is_set(name) and getattr(section, name) != default:
                 yield (*at, name), message
+
+
+def _off_in_rl(config: RLRunConfig) -> list[tuple[bool, str, str]]:
+    """(whether it is off, settings of it, message)."""
+    train = config.train
+    usual = "k1" if config.algorithm is A.PPO else "k3"
+    found = [(train.kl_coef == 0 and train.kl_estimator != usual, "kl_estimator", "needs kl_coef above 0")]
+    if isinstance(train, DAPOConfig):
+        found += [
+            (not train.dynamic_sampling, "max_resample_batches", "needs dynamic_sampling: true"),
+            (not train.overlong_buffer, "overlong_penalty", "needs overlong_buffer above 0"),
+        ]
+    if isinstance(train, NeuralMirrorConfig):
+        found += [
+            (not train.mirror_coefficient, "mirror_map mirror_path mirror_seed", "needs mirror_coefficient above 0"),
+            (train.mirror_map != "neural", "mirror_path mirror_seed", f"is of mirror_map neural, not {train.mirror_map}"),
+            (train.mirror_path is not None, "mirror_seed", "draws a random map, and mirror_path names one: keep one"),
+        ]
+    if isinstance(train, GSPOConfig):
+        left, right = train.is_set("gspo_gamma"), train.is_set("gspo_delta")
+        upper = right or train.cliprange_high is not None
+        found += [
+            (right, "cliprange_high", "has no effect beside gspo_delta: keep one"),
+            (left and upper, "cliprange", "has no effect beside gspo_gamma and an upper clip range: leave it out"),
+        ]
+    return found
 
 
 def _speed_contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, str]]:
@@ -255,6 +283,12 @@ def _rl_contradictions(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
         yield (
             ("train", "reward_weights"),
             f"has {len(train.reward_weights)} entries for {len(config.rewards)} reward functions",
+        )
+    if isinstance(train, DAPOConfig) and train.overlong_buffer > train.max_completion_length:
+        yield (
+            ("train", "overlong_buffer"),
+            f"is {train.overlong_buffer}, more than max_completion_length {train.max_completion_length}: every completion "
+            "would be punished; it is the last part of that limit",
         )
     if isinstance(train, MetaESConfig):
         yield from _meta_es(config, train)

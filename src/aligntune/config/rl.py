@@ -265,7 +265,7 @@ class TrainingConfig(Section):
         "reverse_kl"
     )
     """DPO: divergence to the reference (f-DPO, arXiv 2309.16240)."""
-    f_alpha_divergence_coef: float = 1.0
+    f_alpha_divergence_coef: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """Alpha of `alpha_divergence`, as in the f-DPO paper: 1 is forward KL, towards 0 reverse KL."""
     reference_free: bool = False
     """DPO against a uniform reference."""

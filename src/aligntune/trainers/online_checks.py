@@ -68,6 +68,8 @@ OWN_SETTING = {
     "seed": "seed",
     "stop_token_ids": "stop_token",
     "do_sample": "temperature",
+    "temperature": "temperature",
+    "top_p": "top_p",
     "eos_token_id": "stop_token",
     "max_length": "max_completion_length",
     "num_return_sequences": "num_generations",

@@ -281,6 +281,8 @@ def _check(run: Any) -> None:
         (source.precompute_ref_log_probs and train.sync_ref_model,
          "dataset.precompute_ref_log_probs: the reference moves with sync_ref_model, so nothing can be computed before; turn one off"),
         (source.precompute_ref_log_probs and train.reference_free, "dataset.precompute_ref_log_probs: there is no reference with reference_free"),
+        *((train.reference_free and bool(getattr(run.model, name)), f"model.{name}: there is no reference with reference_free")
+          for name in ("force_use_ref_model", "ref_model_init_kwargs", "ref_adapter_name")),
         (source.is_set("precompute_ref_batch_size") and not source.precompute_ref_log_probs,
          "dataset.precompute_ref_batch_size: needs precompute_ref_log_probs: true"),
         (bool(dpo_eval) and not train.dpo_eval_enabled, f"train.{(dpo_eval or [''])[0]}: needs dpo_eval_enabled: true"),

@@ -331,6 +331,8 @@ def test_the_best_weights_are_kept_by_the_held_out_reward(files: Path, run: Run)
     ({"reward_device": "cpu"}, ConfigError, "no reward model"),
     ({"generation_kwargs": {"max_new_tokens": 3}}, ConfigError, "max_completion_length"),
     ({"generation_kwargs": {"do_sample": False}}, ConfigError, "temperature"),
+    ({"generation_kwargs": {"temperature": 0.0}}, ConfigError, "train.temperature"),
+    ({"generation_kwargs": {"top_p": 0.5}}, ConfigError, "train.top_p"),
     ({"use_liger_loss": True}, ConfigError, "chunk by chunk"),
     ({"logging": {"sample_logging": {"num_samples": 2}}}, ConfigError, "enabled"),
     ({"reward_path": "/nowhere"}, ModelError, "no such folder"),

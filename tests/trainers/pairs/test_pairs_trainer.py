@@ -243,6 +243,7 @@ def test_pairs_that_teach_nothing_are_dropped_and_counted(
     ({"precompute_ref_log_probs": True, "sync_ref_model": True}, "sync_ref_model"),
     ({"dpo_eval_enabled": True, "eval_split": "train"}, "dpo_few_shot_examples_text"),
     ({"precompute_ref_log_probs": True, "reference_free": True}, "reference_free"),
+    ({"force_use_ref_model": True, "reference_free": True}, "model.force_use_ref_model: there is no reference"),
     ({"precompute_ref_batch_size": 2}, "precompute_ref_log_probs"),
     ({"dpo_eval_enabled": True, "dpo_few_shot_max_samples": 0}, "eval_dataset"),
     ({"dpo_zero_shot_max_samples": 3}, "dpo_eval_enabled"),
