@@ -205,7 +205,8 @@ class OnlineTrainer(SharesInPieces, AutocastLoss, NativeTrainer):
     def _spread_of_advantages(self, rollout: Rollout) -> dict[str, float]:
         """Mean and population spread of the advantages that reach the loss, over all processes."""
         advantages = rollout.advantages
-        used = (advantages[rollout.loss_mask] if advantages.dim() == 2 else advantages[rollout.counted]).double()
+        mask = rollout.loss_mask
+        used = (advantages[mask] if advantages.dim() == 2 else advantages[mask.any(1)]).double()
         center = float(used.mean()) if len(used) else 0.0
         whole: Moments = (0.0, 0.0, 0.0)
         for part in gathered_moments((float(len(used)), center, float((used - center).square().sum()))):

@@ -288,6 +288,7 @@ def test_truncated_completions_are_not_run_in_the_update(run: Run) -> None:
 def test_one_warning_when_everything_is_truncated(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     found = trained(run(mask_truncated_completions=True, max_completion_length=1, max_steps=3))
     assert all(row["loss"] == row["grad_norm"] == 0 for row in found)
+    assert not any("advantages/std" in row for row in found), "none reaches the loss"
     assert capsys.readouterr().out.count("every completion of a rollout was truncated") == 1
 
 
