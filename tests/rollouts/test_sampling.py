@@ -65,6 +65,11 @@ def test_a_dropped_token_is_never_drawn():
     assert set(tokens.tolist()) == {0, 1}
 
 
+def test_of_scores_that_are_nan_a_token_of_the_vocabulary_is_drawn():
+    tokens = draw(torch.full((3, 5), math.nan), SamplingParams(max_new_tokens=1))
+    assert tokens.tolist() == [4, 4, 4]
+
+
 def test_log_prob_of_the_choice():
     assert chosen_log_probs(P.log() + 7, torch.tensor([2])).item() == pytest.approx(math.log(0.15))
 
@@ -76,7 +81,8 @@ def test_generation_kwargs_are_lifted_into_fields():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"temperature": -1}, {"top_p": 0}, {"min_p": 2}, {"max_new_tokens": 0}, {"num_generations": 0}]
+    "bad",
+    [{"temperature": -1}, {"top_k": "5"}, {"top_p": 0}, {"min_p": 2}, {"max_new_tokens": 0}, {"num_generations": 0}],
 )
 def test_out_of_range_is_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):

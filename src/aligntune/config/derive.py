@@ -178,7 +178,11 @@ def _off_in_rl(config: RLRunConfig) -> list[tuple[bool, str, str]]:
     if isinstance(train, NeuralMirrorConfig):
         found += [
             (not train.mirror_coefficient, "mirror_map mirror_path mirror_seed", "needs mirror_coefficient above 0"),
-            (train.mirror_map != "neural", "mirror_path mirror_seed", f"is of mirror_map neural, not {train.mirror_map}"),
+            (
+                train.mirror_map != "neural",
+                "mirror_path mirror_seed",
+                f"is of mirror_map neural, not {train.mirror_map}",
+            ),
             (train.mirror_path is not None, "mirror_seed", "draws a random map, and mirror_path names one: keep one"),
         ]
     if isinstance(train, GSPOConfig):

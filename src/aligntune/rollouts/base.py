@@ -35,6 +35,10 @@ class SamplingParams:
     generation_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        numbers = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        strange = [name for name in numbers if not isinstance(getattr(self, name), int | float)]
+        if strange:
+            raise ConfigError(f"sampling setting {strange[0]}={getattr(self, strange[0])!r} should be a number")
         bounds = {
             "max_new_tokens": self.max_new_tokens >= 1,
             "temperature": self.temperature >= 0,
@@ -44,7 +48,7 @@ class SamplingParams:
             "repetition_penalty": self.repetition_penalty > 0,
             "num_generations": self.num_generations >= 1,
         }
-        wrong = [f"{name}={getattr(self, name)}" for name, holds in bounds.items() if not holds]
+        wrong = [f"{name}={getattr(self, name)!r}" for name, holds in bounds.items() if not holds]
         if wrong:
             raise ConfigError(f"sampling settings out of range: {', '.join(wrong)}")
 

@@ -50,12 +50,13 @@ def _top_p(scores: Tensor, top_p: float) -> Tensor:
 
 def draw(scores: Tensor, params: SamplingParams) -> Tensor:
     """`[B]` tokens: the argmax when greedy, else one draw from `softmax(scores)` by the inverse of its distribution
-    function, which costs one random number a row. A token of probability zero is never drawn."""
+    function, which costs one random number a row. A token of probability zero is never drawn; of scores that are NaN it is
+    the last."""
     if params.greedy:
         return scores.argmax(-1)
     cumulative = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
     at = torch.rand(len(scores), 1, dtype=torch.float64, device=scores.device) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, at, right=True).squeeze(-1)
+    return torch.searchsorted(cumulative, at, right=True).squeeze(-1).clamp(max=scores.shape[-1] - 1)
 
 
 def chosen_log_probs(scores: Tensor, tokens: Tensor) -> Tensor:

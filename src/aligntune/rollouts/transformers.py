@@ -142,7 +142,7 @@ class _Recorder(LogitsProcessor):
             self._mark_seen(input_ids, scores)
         final = reshaped(scores, self.params, self.seen)
         self.waiting = (tempered(self.raw, self.params), final)
-        return final
+        return final.masked_fill(final.isnan(), 0.0)  # `generate` cannot draw from NaN; its log-probability stays that
 
     def _mark_seen(self, input_ids: Tensor, scores: Tensor) -> None:
         if self.seen is None:

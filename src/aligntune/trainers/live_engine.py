@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 
 from transformers import TrainerCallback
 
+from aligntune.errors import ModelError
 from aligntune.rollouts.base import RolloutEngine, Rollouts, SamplingParams
+
+DIVERGED = (
+    "the policy's log-probabilities are not finite: its training has diverged, or its weights were so from the start. Lower "
+    "learning_rate, use precision bf16 or fp32, and see whether rewards are of a usual size; an earlier checkpoint can be resumed"
+)
 
 
 class LiveEngine(TrainerCallback):
@@ -19,9 +26,13 @@ class LiveEngine(TrainerCallback):
         self._stale = False
 
     def generate(self, prompt_ids: Sequence[Sequence[int]], params: SamplingParams) -> Rollouts:
-        """See `RolloutEngine`."""
+        """See `RolloutEngine`. ModelError where the policy has come to say NaN."""
         self.update_weights()
-        return self.engine.generate(prompt_ids, params)
+        found = self.engine.generate(prompt_ids, params)
+        said = found.sampler_log_probs if found.log_probs is None else found.log_probs
+        if not all(isfinite(row[0]) for row in said):
+            raise ModelError(DIVERGED)
+        return found
 
     def update_weights(self) -> None:
         """Take over the weights if they changed."""

@@ -199,7 +199,8 @@ def test_a_reward_of_none_leaves_its_completion_out(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "reward", "message"), [("grpo", "never", "has the reward None"), ("dapo", "constant", "score the same")]
+    ("algorithm", "reward", "message"),
+    [("grpo", "never", "has the reward None"), ("dapo", "constant", "score the same")],
 )
 def test_why_nothing_carries_loss(
     run: Run, capsys: pytest.CaptureFixture[str], algorithm: str, reward: str, message: str
@@ -220,6 +221,16 @@ def test_equal_rewards_move_nothing(run: Run) -> None:
 
 def constant(completion: str) -> float:
     return 0.25
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"generation_kwargs": {"no_repeat_ngram_size": 9}}], ids=["graph", "transformers"]
+)
+def test_a_policy_that_has_diverged_is_an_error(run: Run, settings: dict[str, Any]) -> None:
+    session = run(**settings)
+    torch.nn.init.constant_(session.model.get_input_embeddings().weight, float("nan"))
+    with pytest.raises(ModelError, match="not finite"):
+        session.train()
 
 
 # Value models ---------------------------------------------------------------------------------------------------------
