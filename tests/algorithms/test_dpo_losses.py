@@ -445,6 +445,8 @@ def test_empty_answers_give_no_nan(name, pairs):
         ({"loss_type": "hinge", "loss_weights": {"sigmoid": 1.0}}, "not among loss_weights"),
         ({"loss_weights": {"sigmoyd": 1.0}}, "no DPO loss 'sigmoyd'"),
         ({"beta": 0.0}, "beta is 0"),
+        ({"loss_weights": {"sigmoid": 0.0, "sft": 0.0}}, "all 0"),
+        ({"loss_type": "sft", "f_divergence_type": "forward_kl"}, "f_divergence_type has no effect on the sft loss"),
         ({"reference_free": True, "sync_ref_model": True}, "sync_ref_model"),
     ],
 )

@@ -70,6 +70,7 @@ def _rules(config: DPOConfig) -> list[tuple[bool, str]]:
     return [
         (bool(config.loss_weights) and given is not None and given not in loss_weights(config),
          f"loss_type {given} is not among loss_weights: give one of the two"),
+        (bool(config.loss_weights) and not any(loss_weights(config).values()), "loss_weights are all 0: nothing would be learnt"),
         (bool(names) and config.beta == 0, "beta is 0: the policy would not learn from the pairs; 0.1 is usual"),
         ("exo_pair" in names and config.label_smoothing == 0,
          "exo_pair needs label_smoothing above 0; the paper uses 1e-3"),
@@ -83,6 +84,7 @@ def _rules(config: DPOConfig) -> list[tuple[bool, str]]:
         (config.use_weighting and bool(transports),
          f"use_weighting has no meaning for {', '.join(transports)}, which match answers of different pairs"),
         (config.use_weighting and not names, "use_weighting has no effect on the sft loss"),
+        (divergence != "reverse_kl" and not names, "f_divergence_type has no effect on the sft loss"),
         (config.reference_free and config.sync_ref_model, "sync_ref_model has no effect with reference_free"),
     ]  # fmt: skip
 
