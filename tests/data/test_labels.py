@@ -9,7 +9,7 @@ from chat_families import family
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from aligntune.config.sft import DatasetConfig
-from aligntune.data.labels import LabelSet, align_tags, find_labels, tokenize_classes, tokenize_tags
+from aligntune.data.labels import LabelSet, align_tags, find_labels, labels_for, tokenize_classes, tokenize_tags
 from aligntune.errors import DataError, ModelError
 
 TEXTS = DatasetConfig(name="x", task_type="text_classification")
@@ -51,6 +51,19 @@ class TestLabelSets:
         found = find_labels(texts([0, 2], features), TEXTS)
         assert found.names == ("neg", "neutral", "pos")
         assert found.id_of(2) == 2
+
+    @pytest.mark.parametrize("trained", [["neg", "pos"], [0, 1]], ids=["text", "names"])
+    def test_other_rows_reach_the_classes_by_name(self, trained):
+        def named(*names):
+            return Features({"text": Value("string"), "label": ClassLabel(names=list(names))})
+
+        labels = find_labels(texts(trained, named("neg", "pos") if trained == [0, 1] else None), TEXTS)
+        turned = labels_for(texts([0, 1], named("pos", "neg")), TEXTS, labels)
+        assert [turned.names[turned.id_of(number)] for number in (0, 1)] == ["pos", "neg"]
+        as_text = labels_for(texts(["pos"]), TEXTS, labels)
+        assert as_text.names[as_text.id_of("pos")] == "pos"
+        numbers = find_labels(texts([0, 1]), TEXTS)  # without names, by number
+        assert labels_for(texts([0, 1], named("pos", "neg")), TEXTS, numbers).id_of(1) == 1
 
     def test_tags_have_o_first(self):
         assert find_labels(tagged([["I-PER", "O"], ["B-PER"]]), TAGS).names == ("O", "B-PER", "I-PER")

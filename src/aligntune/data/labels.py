@@ -44,7 +44,7 @@ class LabelSet:
         """The class of a label. Raises `DataError` when it is none of them."""
         place = self.ids.get(_plain(label))
         if place is None:
-            known = ", ".join(map(repr, list(self.ids)[:20]))
+            known = ", ".join(map(repr, list(self.ids)[: min(len(self.names), 20)]))
             raise DataError(f"label {label!r} is not one of the {len(self.names)} classes: {known}")
         return place
 
@@ -97,6 +97,17 @@ def _named_labels(named: Sequence[list[str] | None], column: str, num_labels: in
     _fits(len(first), num_labels, column)
     spare = [f"LABEL_{place}" for place in range(len(first), num_labels or 0)]
     return LabelSet((*first, *spare), {place: place for place in range(len(first))})
+
+
+def labels_for(rows: Dataset | IterableDataset, config: sft.DatasetConfig, labels: LabelSet) -> LabelSet:
+    """`labels`, the classes of other rows, as `rows` write them: by name too, and by name alone where a `ClassLabel` column of
+    `rows` has names of its own, which may be in another order."""
+    named = _class_names(rows, _label_column(row_reader(rows, config)))
+    places = labels.label2id
+    if named is None:
+        return LabelSet(labels.names, {**labels.ids, **places})
+    shared = {number: places[name] for number, name in enumerate(named) if name in places}
+    return LabelSet(labels.names, shared) if shared else labels
 
 
 def labels_of_model(names: Sequence[str], found: LabelSet) -> LabelSet:

@@ -19,7 +19,7 @@ from aligntune.config.enums import TaskType
 from aligntune.config.sft import DatasetConfig
 from aligntune.data import PaddedCollator, row_reader, tokenize_classes, tokenize_tags
 from aligntune.data.examples import LabelledExample, TaggedExample
-from aligntune.data.labels import LabelSet, find_shared_labels, labels_of_model
+from aligntune.data.labels import LabelSet, find_shared_labels, labels_for, labels_of_model
 from aligntune.data.masks import IGNORED
 from aligntune.data.preview import row_tokens
 from aligntune.errors import ConfigError
@@ -74,9 +74,15 @@ class ClassificationSession(Session):
         return found
 
     @cached_property
+    def eval_labels(self) -> LabelSet:
+        """The same classes, as the evaluation rows write them; without any, as the training rows do."""
+        source = self.config.eval_source
+        return self.labels if source is None else labels_for(self._eval_source, source, self.labels)
+
+    @cached_property
     def train_rows(self) -> Any:
         pairs = zip(self._sources, self.config.sources, strict=True)
-        return self.mixed([self._tokenized(rows, source) for rows, source in pairs])
+        return self.mixed([self._tokenized(rows, source, self.labels) for rows, source in pairs])
 
     @cached_property
     def eval_rows(self) -> Any | None:
@@ -86,7 +92,7 @@ class ClassificationSession(Session):
             if self.config.logging.eval_strategy != "no":
                 logger.info("no evaluation data (eval_dataset or eval_split): evaluation and keeping the best model are off")  # fmt: skip
             return None
-        rows = self._tokenized(self._eval_source, source)
+        rows = self._tokenized(self._eval_source, source, self.eval_labels)
         return rows.add_column("row", list(range(len(rows))))
 
     @cached_property
@@ -120,9 +126,9 @@ class ClassificationSession(Session):
     def _eval_source(self) -> Any:
         return self.raw_rows(self.config.eval_source)
 
-    def _tokenized(self, rows: Dataset, source: DatasetConfig) -> Dataset:
+    def _tokenized(self, rows: Dataset, source: DatasetConfig, labels: LabelSet) -> Dataset:
         tokenize = tokenize_tags if self.tags else tokenize_classes
-        return tokenize(rows, self.tokenizer, source, self.labels, max_length=self.max_length)
+        return tokenize(rows, self.tokenizer, source, labels, max_length=self.max_length)
 
     # Training -------------------------------------------------------------------------------------------------------
 
@@ -198,9 +204,9 @@ class ClassificationSession(Session):
     def _record(self, example: LabelledExample | TaggedExample, found: Any) -> dict[str, Any]:
         names = self.labels.names
         if isinstance(example, TaggedExample):
-            wanted = spans(names, example.tokens, [names[self.labels.id_of(tag)] for tag in example.tags])
+            wanted = spans(names, example.tokens, [names[self.eval_labels.id_of(tag)] for tag in example.tags])
             return {"prompt": " ".join(example.tokens), "completion": _said(found), "reference": _said(wanted), "spans": found}  # fmt: skip
-        reference = names[self.labels.id_of(example.label)]
+        reference = names[self.eval_labels.id_of(example.label)]
         return {"prompt": example.text, "completion": found["label"], "reference": reference} | found
 
     @cached_property

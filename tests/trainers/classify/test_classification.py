@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Value
 
 import tiny
 from aligntune.api import create_sft_trainer, evaluate
@@ -193,3 +194,20 @@ def test_a_class_that_training_never_saw(root: Path, tmp_path: Path) -> None:
 def test_an_unknown_best_metric(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"acuracy.*did you mean eval_accuracy"):
         session(root, "text_classification", tmp_path, metric_for_best_model="eval_acuracy").train()
+
+
+def test_evaluation_rows_that_number_the_classes_otherwise_are_read_by_name(root: Path, tmp_path: Path) -> None:
+    def rows(name: str, names: list[str]) -> str:
+        features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+        columns = {"text": ["cat", "dog", "dog"], "label": [names.index(each) for each in ("cat", "dog", "dog")]}
+        Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / name)
+        return str(tmp_path / name)
+
+    found = create_sft_trainer(
+        str(root / "model"), rows("train", ["cat", "dog"]), dataset={"task_type": "text_classification"}, output_dir=str(tmp_path / "out"),
+        eval_dataset=rows("eval", ["dog", "cat"]), loggers="none",
+    )  # fmt: skip
+    assert list(found.train_rows["labels"]) == list(found.eval_rows["labels"]) == [0, 1, 1]
+    assert {
+        found._record(each, {"label": "cat"})["reference"] for each in found._sample_examples if each.text == "cat"
+    } == {"cat"}
