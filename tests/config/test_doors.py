@@ -259,3 +259,14 @@ def test_overrides_into_what_holds_no_settings(tmp_path: Path, override: str) ->
             + "train: {learning_rate: 1e-4}\n",
             override,
         )
+
+
+def test_null_takes_a_section_back(tmp_path: Path) -> None:
+    text = "algorithm: sft\nmodel: m\ndataset: d\neval_dataset: {name: e, split: test}\ntrain: {seed: 5}\n"
+    assert yaml_run(tmp_path, text).config.eval_source.name == "e"
+    found = yaml_run(tmp_path, text, "eval_dataset=null", "train=null", "train.epochs=2")
+    assert found.config.eval_source is None
+    assert (found.config.train.seed, found.config.train.epochs) == (42, 2)
+    assert not [path for path in found.origins if path[:1] == ("eval_dataset",) or path == ("train", "seed")]
+    with pytest.raises(ConfigError, match=r"dataset.name: is required"):
+        yaml_run(tmp_path, text, "dataset=null")

@@ -35,21 +35,25 @@ def file_layer(work: Work, data: Mapping[str, Any], inside: dict[Path, Origin]) 
     return layer
 
 
+def is_section(work: Work, path: Path) -> bool:
+    """Whether `path` holds settings by name."""
+    return path in NESTED or (len(path) == 1 and path[0] in {*section_classes(work.algorithm), "eval_dataset"})
+
+
 def _nested_entries(work: Work, layer: Layer, path: Path, value: Any, origin_of: Any) -> None:
-    sections = {*section_classes(work.algorithm), "eval_dataset"}
-    is_section = path in NESTED or (len(path) == 1 and path[0] in sections)
-    if isinstance(value, BaseModel) and is_section:
+    section = is_section(work, path)
+    if isinstance(value, BaseModel) and section:
         value = {name: getattr(value, name) for name in value.model_fields_set}
     if (
-        is_section
+        section
         and path[0] in ("dataset", "eval_dataset", "model")
         and len(path) == 1
         and isinstance(value, (str, os.PathLike))
     ):
         leaf = "name_or_path" if path[0] == "model" else "name"
         value = {leaf: os.fspath(value)}
-    if not is_section or value is None:
-        if value is not None or not is_section:
+    if not section or value is None:
+        if value is not None or not section:
             layer.entries.append(Entry(path, _without_arrays(value), origin_of(path)))
         return
     if not isinstance(value, Mapping):
@@ -74,7 +78,9 @@ def flat_layer(work: Work, pairs: Iterable[tuple[str, Any, str]], kind: str) -> 
     for name, value, spelling in pairs:
         origin = Origin(kind, spelling)
         path = _find(work, name, origin)
-        if path is not None:
+        if value is None and path is not None and is_section(work, path):
+            layer.entries.append(Entry(path, None, origin))  # takes back what an earlier layer says of it
+        elif path is not None:
             _nested_entries(work, layer, path, value, lambda _path, origin=origin: origin)
     return layer
 

@@ -14,7 +14,7 @@ from typing import Any
 from aligntune.config import applies, derive, live
 from aligntune.config.base import Section
 from aligntune.config.enums import AlgorithmType
-from aligntune.config.layers import canonical, file_layer, flat_layer, shown_as
+from aligntune.config.layers import canonical, file_layer, flat_layer, is_section, shown_as
 from aligntune.config.load import Layer, Origin, parse_overrides, read_yaml
 from aligntune.config.problems import Problem, Work, rename, report, short
 from aligntune.config.run import RLRunConfig, RunConfig, SFTRunConfig
@@ -115,6 +115,9 @@ def _algorithm(
 
 def _apply(work: Work, layer: Layer) -> None:
     for entry in layer.entries:
+        if entry.value is None and is_section(work, entry.path):
+            _take_back(work, entry.path)
+            continue
         try:
             _set(work.tree, entry.path, entry.value)
         except (TypeError, IndexError, ValueError):
@@ -126,6 +129,16 @@ def _apply(work: Work, layer: Layer) -> None:
         work.origins[entry.path] = entry.origin
     for path, origin in layer.inside.items():
         work.origins.setdefault(path, origin)
+
+
+def _take_back(work: Work, section: Path) -> None:
+    """Forget all that earlier layers say of `section`: it is as if it had not been written."""
+    outer: Any = work.tree
+    for part in section[:-1]:
+        outer = outer.get(part) or {}
+    outer.pop(section[-1], None)
+    for path in [path for path in work.origins if path[: len(section)] == section]:
+        del work.origins[path]
 
 
 def _set(tree: Any, path: Path, value: Any) -> None:
