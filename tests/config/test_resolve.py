@@ -217,6 +217,7 @@ def test_a_typo_in_an_argument() -> None:
     ("dpo", {"kl_coef": 0.2}, "DPO's strength is beta"), ("dpo", {"grpo_beta": 0.2}, "beta"),
     ("ppo", {"beta": 0.2}, "kl_coef"), ("grpo", {"rpo_alpha": 1.0}, "used by dpo"), ("ppo", {"num_generations": 4}, "no effect"),
     ("grpo", {"gamma": 0.9}, "used by ppo"), ("grpo", {"gspo_delta": 0.1}, "used by gspo"), ("grpo", {"num_generations": 1}, "at least 2"),
+    ("dpo", {"eval_split": "test", "load_best_model_at_end": True}, "load_best_model_at_end: needs evaluations: set eval_strategy"),
     ("grpo", {"reward_path": "a", "reward_model_name": "b"}, "keep one"), ("dpo", {"rewards": ["length"]}, "preference pairs"),
     ("grpo", {"rewards": []}, "no reward model"), ("meta_es", {"N": 7}, "must be even"),
     ("grpo", {"reward_weights": [1.0, 2.0]}, "2 entries for 1"), ("dpo", {"label_pad_token_id": 0}, "-100"),
@@ -229,6 +230,9 @@ def test_rl_refusals(algorithm: str, given: dict[str, object], message: str) -> 
 
 @pytest.mark.parametrize(("given", "message"), [
     ({"early_stopping_patience": 3}, "needs evaluation data"), ({"load_best_model_at_end": True}, "needs evaluation data"),
+    ({"eval_split": "test", "eval_strategy": "no", "early_stopping_patience": 3}, "early_stopping_patience: needs evaluations: set eval_strategy"),
+    ({"eval_split": "test", "save_strategy": "no", "load_best_model_at_end": True}, "load_best_model_at_end: needs checkpoints"),
+    ({"metric_for_best_model": "rouge1"}, "metric_for_best_model: has no effect: no best"),
     ({"quantization": {"load_in_4bit": True}}, "turn LoRA on"), ({"num_labels": 3}, "classification"),
     ({"label_smoothing_factor": 0.1, "loss_type": "dft"}, "nll"), ({"per_device_batch_size": True}, "whole number, got True"),
     ({"epochs": "3"}, "whole number, got '3'"), ({"percent": 120.0}, "less than or equal to 100"), ({"dataset_name": None}, "dataset.name: .*"),

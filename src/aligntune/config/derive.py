@@ -120,6 +120,7 @@ def contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, s
                 f"is {schedule.save_every}, not a multiple of eval_interval {schedule.eval_every}, which load_best_model_at_end needs"
             ),
         )
+    yield from _never_evaluated(config)
     if config.model.quantization and not (
         config.model.peft_enabled if isinstance(config, SFTRunConfig) else config.model.use_peft
     ):
@@ -130,6 +131,31 @@ def contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, s
         yield from _sft_contradictions(config)
     else:
         yield from _rl_contradictions(config)
+
+
+def _never_evaluated(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, str]]:
+    """Settings that choose among evaluations, in a run that has none, or that keeps none of their weights."""
+    schedule, train = config.schedule, config.train
+    if schedule.eval_strategy != "no":
+        lacking = None
+    elif config.has_eval:
+        lacking = "needs evaluations: set eval_strategy to steps or epoch"
+    else:
+        lacking = "needs evaluation data: give eval_dataset or eval_split"
+    if lacking is not None and getattr(train, "early_stopping_patience", None) is not None:
+        yield ("train", "early_stopping_patience"), lacking
+    if train.is_set("load_best_model_at_end") and train.load_best_model_at_end and not schedule.keep_best:
+        yield (
+            ("train", "load_best_model_at_end"),
+            lacking or "needs checkpoints: set save_strategy to that of eval_strategy",
+        )
+    for name in ("metric_for_best_model", "greater_is_better"):
+        unused = not schedule.keep_best and getattr(train, "early_stopping_patience", None) is None
+        if unused and train.is_set(name) and getattr(train, name) != type(train).model_fields[name].default:
+            yield (
+                ("train", name),
+                "has no effect: no best evaluation is kept (load_best_model_at_end) or waited for in this run",
+            )
 
 
 LORA = "lora_rank lora_r lora_alpha lora_dropout target_modules lora_target_modules bias"
@@ -229,11 +255,7 @@ def _sft_contradictions(config: SFTRunConfig) -> Iterator[tuple[Path, str]]:
             ("train", "activation_offloading"),
             f"and model.{name} exclude each other: the compiler traces what moves the activations; keep one",
         )
-    train, has_eval = config.train, config.eval_dataset is not None or config.eval_split is not None
-    if train.early_stopping_patience is not None and not has_eval:
-        yield ("train", "early_stopping_patience"), "needs evaluation data: give eval_dataset or eval_split"
-    if train.is_set("load_best_model_at_end") and train.load_best_model_at_end and not has_eval:
-        yield ("train", "load_best_model_at_end"), "needs evaluation data: give eval_dataset or eval_split"
+    train = config.train
     if train.label_smoothing_factor and train.loss_type == "dft":
         yield ("train", "label_smoothing_factor"), "is defined for loss_type nll, not dft"
     if train.completion_only_loss is False and train.assistant_only_loss:
