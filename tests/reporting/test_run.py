@@ -122,6 +122,17 @@ class TestCreate:
 
 
 class TestResume:
+    def test_what_is_no_checkpoint_is_said_first(self, tmp_path):
+        run = RunDirectory.create(tmp_path / "run")
+        log(run, 1)
+        latest = checkpoint(run, 1)
+        for given in (tmp_path / "nowhere", run.path):
+            with pytest.raises(ConfigError, match=f"{given} is not a checkpoint folder; give a folder such as"):
+                RunDirectory.create(run.path, resume=given)
+        with pytest.raises(ConfigError, match=f"such as {latest}"):
+            RunDirectory.create(tmp_path / "other", resume=run.path)
+        assert steps(RunDirectory(run.path)) == [1]
+
     def test_lines_after_the_checkpoint_are_dropped_to_the_byte(self, tmp_path):
         run = RunDirectory.create(tmp_path)
         log(run, 1, 2)

@@ -76,8 +76,9 @@ class RunDirectory:
         if run.is_running():
             raise ConfigError(f"{run.path} is being written by another run; choose another output_dir, or wait for it")
         checkpoint = None if resume is None or isinstance(resume, int) else Path(resume).expanduser().absolute()
-        if resume is not None and (checkpoint is None or checkpoint.parent == run.checkpoints):
-            run._continue(resume if isinstance(resume, int) else checkpoint_step(Path(resume)), checkpoint)
+        step = resume if isinstance(resume, int) else None if checkpoint is None else checkpoint_step(checkpoint)
+        if step is not None and (checkpoint is None or checkpoint.parent == run.checkpoints):
+            run._continue(step, checkpoint)
             return run
         if overwrite:
             run._clear()
@@ -282,10 +283,10 @@ def checkpoint_step(checkpoint: Path) -> int:
 
     Raises `ConfigError` when the folder is missing or none of the three tells.
     """
-    if not checkpoint.is_dir():
-        raise ConfigError(
-            f"{checkpoint} is not a checkpoint folder; give a folder such as output/checkpoints/checkpoint-100"
-        )
+    latest = RunDirectory(checkpoint).latest_checkpoint()
+    if not checkpoint.is_dir() or latest is not None:
+        example = latest or "output/checkpoints/checkpoint-100"
+        raise ConfigError(f"{checkpoint} is not a checkpoint folder; give a folder such as {example}")
     for name, key in ((MARK, "step"), ("trainer_state.json", "global_step")):
         content = _read_json(checkpoint / name)
         if content is not None and isinstance(content.get(key), int):

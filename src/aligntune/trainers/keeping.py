@@ -37,6 +37,20 @@ class SaveBest(TrainerCallback):
             control.should_save = True
 
 
+class EarlyStopping(EarlyStoppingCallback):
+    """transformers' early stopping, which forgets at a resume how many evaluations in a row were no better."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        self.early_stopping_patience_counter = evaluations_without_gain(state)
+
+
+def evaluations_without_gain(state: Any) -> int:
+    """Evaluations in a row that were no better than the best one, when `state` was saved."""
+    saved = state.stateful_callbacks.get(EarlyStopping.__name__) or {}
+    return int(saved.get("attributes", {}).get("early_stopping_patience_counter", 0))
+
+
 def best_name(args: Any) -> str:
     """The metric that decides, as an evaluation calls it."""
     name = args.metric_for_best_model or "loss"
@@ -50,5 +64,5 @@ def keeping_callbacks(run: SFTRunConfig | RLRunConfig) -> list[TrainerCallback]:
         found.append(SaveBest())
     patience = getattr(run.train, "early_stopping_patience", None)
     if patience is not None:
-        found.append(EarlyStoppingCallback(patience, getattr(run.train, "early_stopping_threshold", 0.0)))
+        found.append(EarlyStopping(patience, getattr(run.train, "early_stopping_threshold", 0.0)))
     return found

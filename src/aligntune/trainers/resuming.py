@@ -2,23 +2,118 @@
 
 from __future__ import annotations
 
+import logging
+import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerState
+from safetensors import SafetensorError, safe_open
+from transformers import TrainerCallback, TrainerState
 
-from aligntune.trainers.layouts import read_any_layout, read_weights
+from aligntune.errors import AlignTuneError, ConfigError
+from aligntune.trainers.keeping import EarlyStopping, evaluations_without_gain
+from aligntune.trainers.layouts import layout_in, read_any_layout, read_weights
 from aligntune.trainers.random_state import read_any_random_state
+
+logger = logging.getLogger(__name__)
+
+STATE = "trainer_state.json"
+PICKLED = (".pt", ".pth", ".bin")
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Raises `ConfigError` that names a file of `checkpoint` that is missing, damaged or cut off (a disk that was full, say)."""
+    other = "resume from another checkpoint of the run"
+    if not (checkpoint / STATE).exists():
+        raise ConfigError(f"{checkpoint} holds no {STATE}, so it is not a checkpoint to resume from; {other}")
+    for file in sorted(checkpoint.iterdir()):
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt"):
+                    continue
+            whole = file.suffix not in PICKLED or zipfile.is_zipfile(file)
+        except SafetensorError:
+            whole = False
+        if not whole:
+            raise ConfigError(f"{file} is damaged or cut off; {other}")
 
 
 def fit(trainer: Any, checkpoint: Path | None) -> None:
     """Train from the start or a checkpoint; one that already has all steps is only read (a Trainer would add a step)."""
-    state = None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if checkpoint is not None and state is not None and 0 < state.max_steps <= state.global_step:
-        read_weights(trainer.model, Path(state.best_model_checkpoint or checkpoint))
+    if checkpoint is None:
+        trainer.train()
+        return
+    check_whole(checkpoint)
+    state = TrainerState.load_from_json(str(checkpoint / STATE))
+    where = _BestCheckpoint(checkpoint, state.best_model_checkpoint)
+    where.correct(state)
+    if _is_through(trainer, state):
+        logger.info("%s has all steps of this run: nothing is left to train", checkpoint.name)
+        best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+        read_weights(trainer.model, Path(best or checkpoint))
         trainer.state = state
         return
-    if checkpoint is not None:
-        read_any_layout(trainer, checkpoint)
-        read_any_random_state(trainer)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    if not trainer.is_deepspeed_enabled and layout_in(checkpoint) is None:
+        raise ConfigError(
+            f"{checkpoint}: holds no state of the optimiser, without which a run cannot go on; resume from another checkpoint"
+        )
+    read_any_layout(trainer, checkpoint)
+    read_any_random_state(trainer)
+    if not trainer.is_deepspeed_enabled:
+        trainer._load_optimizer_and_scheduler = partial(_read_optimizer, trainer, trainer._load_optimizer_and_scheduler)
+    trainer.add_callback(where)
+    trainer.args.eval_on_start = False  # these weights were evaluated when they were saved
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def _is_through(trainer: Any, state: TrainerState) -> bool:
+    """Whether nothing is left to do by this run's own settings, which may be others than those of the run that was saved."""
+    patience = [
+        each.early_stopping_patience for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStopping)
+    ]
+    if patience and evaluations_without_gain(state) >= patience[0]:
+        return True
+    steps = trainer.args.max_steps
+    if steps <= 0:
+        steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
+    return 0 < steps <= state.global_step
+
+
+def _read_optimizer(trainer: Any, read: Any, checkpoint: str | None) -> None:
+    """`read`, with errors that say which setting differs from those of the run that was saved."""
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    own = {name for group in optimizer.param_groups for name in group}
+    try:
+        read(checkpoint)
+    except ValueError as error:
+        if isinstance(error, AlignTuneError):
+            raise
+        raise ConfigError(
+            f"{checkpoint}: its run trained other weights than this one ({error}); resume it with the same model and LoRA settings"
+        ) from error
+    if any(own - set(group) for group in optimizer.param_groups):
+        raise ConfigError(
+            f"{checkpoint}: its run had another optimizer than this one; resume it with the same train.optimizer"
+        )
+
+
+class _BestCheckpoint(TrainerCallback):
+    """Where the best evaluation's weights are now: a checkpoint names the folder they were written to, and runs are moved."""
+
+    def __init__(self, checkpoint: Path, written: str | None) -> None:
+        self.checkpoints, self.written = checkpoint.parent, written
+
+    def correct(self, state: TrainerState) -> None:
+        """Name it in `state`; if it is gone, the best evaluation is looked for from here on."""
+        if self.written is None:
+            return
+        written = Path(self.written)
+        found = next((folder for folder in (written, self.checkpoints / written.name) if folder.is_dir()), None)
+        if found is None:
+            logger.warning("%s, the best evaluation's checkpoint, is gone: the best is sought anew", written)
+            state.best_metric = state.best_global_step = None
+        state.best_model_checkpoint = None if found is None else str(found)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.correct(state)

@@ -1,0 +1,119 @@
+"""What a run makes of a checkpoint: of another end, an early stop, another folder, and of damage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from aligntune.api import create_sft_trainer
+from aligntune.errors import ConfigError
+from aligntune.reporting.text import without_timing
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resuming")
+    tiny.write_model(folder / "model")
+    tiny.write_rows(folder / "train.jsonl", tiny.chats(16))
+    tiny.write_rows(folder / "eval.jsonl", tiny.chats(4, 100))
+    return folder
+
+
+def run(files: Path, out: Path, resume: Any = None, **settings: Any) -> Any:
+    """A trained session; without other settings, one whose rate is so high that its evaluations get worse from step 4 on."""
+    given: dict[str, Any] = {
+        "precision": "fp32", "batch_size": 2, "learning_rate": 2.0, "max_grad_norm": 100.0, "lr_scheduler": "constant", "warmup_ratio": 0.0,
+        "max_steps": 12, "eval_interval": 2, "save_interval": 2, "log_interval": 1, "loggers": "none", "log_level": "ERROR", "backend": "native",
+        "eval_dataset": str(files / "eval.jsonl"), "evaluation": {"max_new_tokens": 2, "compute_rouge": False, "compute_bleu": False},
+    }  # fmt: skip
+    found = create_sft_trainer(
+        str(files / "model"), str(files / "train.jsonl"), output_dir=str(out), **(given | settings)
+    )
+    found.train(resume=resume)
+    return found
+
+
+def trail(folder: Path) -> list[dict[str, Any]]:
+    return [without_timing(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    return folder / "checkpoints" / f"checkpoint-{step}"
+
+
+def test_more_steps_go_on_from_where_a_finished_run_ended(files: Path, tmp_path: Path) -> None:
+    run(files, tmp_path / "long", max_steps=6, learning_rate=1e-2)
+    run(files, tmp_path / "run", max_steps=4, learning_rate=1e-2)
+    run(files, tmp_path / "run", "auto", max_steps=6, learning_rate=1e-2)
+    assert trail(tmp_path / "run") == trail(tmp_path / "long")
+    again = run(files, tmp_path / "run", "auto", max_steps=6, learning_rate=1e-2)  # nothing is left
+    assert again.trainer.state.global_step == 6
+    again = run(files, tmp_path / "run", "auto", max_steps=None, epochs=1, learning_rate=1e-2)  # 8 steps
+    assert again.trainer.state.global_step == 8
+
+
+def test_an_early_stop_is_at_the_same_step_after_a_resume(files: Path, tmp_path: Path) -> None:
+    whole = run(files, tmp_path / "whole", early_stopping_patience=2)
+    best, last = whole.trainer.state.best_global_step, whole.trainer.state.global_step
+    assert 0 < best < last < 12
+    expected = trail(tmp_path / "whole")
+    for step in (best, best + 2):  # none and one of the two evaluations that are no better
+        run(files, tmp_path / "whole", checkpoint(tmp_path / "whole", step), early_stopping_patience=2)
+        assert trail(tmp_path / "whole") == expected
+    shutil.rmtree(tmp_path / "whole" / "model")  # killed between its stop and its end
+    again = run(files, tmp_path / "whole", "auto", early_stopping_patience=2)
+    assert trail(tmp_path / "whole") == expected
+    assert again.metrics == pytest.approx(whole.metrics)
+    assert run(files, tmp_path / "whole", "auto", early_stopping_patience=3).trainer.state.global_step == last + 2
+
+
+@pytest.mark.parametrize("step", [8, 10], ids=["unfinished", "finished"])
+def test_a_run_that_was_moved_keeps_its_best_weights(files: Path, tmp_path: Path, step: int) -> None:
+    first = run(files, tmp_path / "first", max_steps=10)
+    best = first.trainer.state.best_global_step
+    assert best < 8
+    shutil.move(tmp_path / "first", tmp_path / "moved")
+    moved = run(files, tmp_path / "moved", checkpoint(tmp_path / "moved", step), max_steps=10)
+    assert moved.trainer.evaluate()["eval_loss"] == pytest.approx(first.metrics["eval_loss"], abs=1e-6)
+
+
+def test_without_the_best_weights_the_numbers_are_those_of_the_weights_that_are_kept(
+    files: Path, tmp_path: Path
+) -> None:
+    first = run(files, tmp_path / "run", max_steps=8)
+    shutil.rmtree(checkpoint(tmp_path / "run", first.trainer.state.best_global_step))
+    again = run(files, tmp_path / "run", "auto", max_steps=8)
+    assert again.metrics["eval_loss"] != pytest.approx(first.metrics["eval_loss"])
+    assert again.trainer.evaluate()["eval_loss"] == pytest.approx(again.metrics["eval_loss"], abs=1e-6)
+
+
+def test_a_finished_run_that_keeps_its_last_weights_is_read_with_them(files: Path, tmp_path: Path) -> None:
+    settings = {"load_best_model_at_end": False, "early_stopping_patience": 1}
+    first = run(files, tmp_path / "run", **settings)
+    again = run(files, tmp_path / "run", "auto", **settings)
+    assert again.trainer.evaluate()["eval_loss"] == pytest.approx(first.metrics["eval_loss"], abs=1e-6)
+
+
+def test_damage_and_other_settings_are_said(files: Path, tmp_path: Path) -> None:
+    run(files, tmp_path / "run", max_steps=2)
+    saved = checkpoint(tmp_path / "run", 2)
+
+    def refused(message: str, **settings: Any) -> None:
+        with pytest.raises(ConfigError, match=message):
+            run(files, tmp_path / "run", saved, max_steps=4, **settings)
+
+    refused("had another optimizer", optimizer="sgd")
+    for name in ("optimizer.pt", "model.safetensors"):
+        whole = (saved / name).read_bytes()
+        (saved / name).write_bytes(whole[:1000])
+        refused(f"{name} is damaged or cut off")
+        (saved / name).write_bytes(whole)
+    (saved / "optimizer.pt").rename(tmp_path / "optimizer.pt")
+    refused("no state of the optimiser")
+    (saved / "trainer_state.json").unlink()
+    refused("holds no trainer_state.json")
