@@ -85,6 +85,7 @@ class TestLabelSets:
             (["a", "b", "c"], 2, "has 3 classes, but num_labels is 2"),
             (["a", "a"], None, r"has one class only \('a'\)"),
             ([1, 1], None, "has one class only"),
+            (["a", "", "b"], None, r"(?s)row 1 .*a label should be text or a whole number, got ''"),
             ([0.5, 1.0], None, r"(?s)row 0 .*a label should be text or a whole number, got 0.5.*label: 0.5"),
             (["a", None], None, r"(?s)row 1 .*got None"),
         ],

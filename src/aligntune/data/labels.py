@@ -58,7 +58,7 @@ def find_labels(
     0 .. n-1 keep their value; others are numbered in order. `num_labels`, when given, must hold them all.
 
     Raises:
-        DataError: labels missing, fractional, mixed, out of range, or all the same.
+        DataError: labels missing or empty, fractional, mixed, out of range, or all the same.
     """
     return find_shared_labels([(rows, config)], num_labels=num_labels)
 
@@ -134,9 +134,9 @@ def _values(reader: RowReader, row: Mapping[str, Any], index: int) -> Iterable[A
     labels = example.tags if isinstance(example, TaggedExample) else [example.label]  # type: ignore[union-attr]
     for label in labels:
         plain = _plain(label)
-        if plain is None or not isinstance(plain, str | int):
+        if not isinstance(plain, str | int) or plain == "":
             raise row_error(
-                DataError(f"a label should be text or a whole number, got {label!r}"),
+                DataError(f"a label should be text or a whole number, got {label!r}; drop rows without a label"),
                 row,
                 index,
                 reader.row_format.name,
