@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import tiny
 from aligntune.config.base import LoraSettings
@@ -54,3 +54,19 @@ def test_chat_keeps_the_conversation(adapter: Path) -> None:
 def test_not_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such folder"):
         Chat.load(str(tmp_path / "nothing"))
+
+
+def test_an_export_never_replaces_what_it_reads(adapter: Path) -> None:
+    for output in (adapter, adapter / "model", adapter.parent):
+        with pytest.raises(ConfigError, match="holds the model that is exported"):
+            export(str(adapter), output, overwrite=True)
+    assert (adapter / "model" / "adapter_config.json").exists()
+
+
+def test_a_classifier_writes_no_text(tmp_path: Path) -> None:
+    config = tiny.model().config
+    config.num_labels = 2
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match="is a classifier"):
+        Chat.load(str(tmp_path / "model"))

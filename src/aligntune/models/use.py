@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from aligntune.config.base import plain_word
 from aligntune.errors import ConfigError, ModelError
 from aligntune.models.files import adapter_base, explain_missing, is_model_folder, model_folder
+from aligntune.models.heads import saved_head
 from aligntune.models.load import merge_adapter
 from aligntune.models.precision import device
 from aligntune.models.save import save_model
@@ -25,6 +26,8 @@ def load_for_answers(name: str, dtype: torch.dtype | str = "auto") -> tuple[Any,
     """(model in evaluation mode on this machine's device, tokenizer) of a folder, run or hub name; adapters are merged."""
     name = model_folder(name)
     is_model_folder(name)
+    if saved_head(name) is not None:
+        raise ModelError(f"{name}: is a classifier or a reward model, which writes no text; aligntune eval measures it")
     base = adapter_base(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(base or name, dtype=dtype)
@@ -82,6 +85,9 @@ def export(name: str, output: Path, *, dtype: str = "bf16", overwrite: bool = Fa
         raise ConfigError(f"dtype is {dtype}; it should be one of {', '.join(DTYPES)}")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output} exists; choose another folder, or replace it with --overwrite")
+    source = Path(model_folder(name)).expanduser().resolve()
+    if output.resolve() in (source, *source.parents):
+        raise ConfigError(f"{output} holds the model that is exported; choose another folder")
     model, tokenizer = load_for_answers(name, torch.float32)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
