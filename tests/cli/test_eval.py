@@ -13,6 +13,7 @@ import tiny
 from aligntune.api import evaluate
 from aligntune.cli import evaluate as verb
 from aligntune.errors import ConfigError, DataError
+from shell import aligntune
 
 PAIRS = [{"prompt": "say red", "chosen": "red", "rejected": "green blue"}, {"prompt": "say two", "chosen": "two", "rejected": "one"}]  # fmt: skip
 
@@ -97,3 +98,10 @@ def test_mistakes(model: Path, tmp_path: Path) -> None:
         evaluate(str(model), data, overrides=["dataset.streaming=true"])
     with pytest.raises(DataError, match=r"chat\.jsonl"):
         evaluate(str(model), str(tmp_path / "chat.jsonl"))
+
+
+def test_an_output_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = aligntune("eval", tmp_path / "no-model", tmp_path / "no-rows", "--output", tmp_path / "file" / "p.jsonl")
+    assert done.returncode == 2
+    assert "cannot write" in done.stderr

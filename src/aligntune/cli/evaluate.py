@@ -42,6 +42,7 @@ def evaluate(
     """Measure a model on rows of any format, and write every prediction."""
     from aligntune import api
     from aligntune.errors import ConfigError
+    from aligntune.reporting.trail import disk_errors
 
     overrides = list(ctx.args)
     if data is not None and "=" in data and not Path(data).exists():
@@ -50,8 +51,15 @@ def evaluate(
     if data is None and harness is None:
         raise ConfigError("eval: name the rows to measure on (a file, folder or hub dataset), or --harness TASKS")
     if data is not None:
+        path = output or _free("predictions")
+        with disk_errors(path):  # before the work, not after it
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = not path.exists()
+            path.open("a").close()
+            if new:
+                path.unlink()
         found = api.evaluate(model, data, task=task, metrics=_names(metrics), limit=limit, overrides=overrides)
-        path = found.write_predictions(output or _free("predictions"))
+        found.write_predictions(path)
         summary = {"model": model, "data": data, "task": found.task, "rows": len(found.predictions), "metrics": found.metrics}  # fmt: skip
         path.with_suffix(".metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         _show(f"{found.task}: {len(found.predictions)} rows", found.metrics, found.tables)
