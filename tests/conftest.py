@@ -39,6 +39,14 @@ def _no_search_through_what_is_loaded() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def _the_same_draws_in_any_order() -> None:
+    """A test that sets no seed draws the same numbers whatever ran before it."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def short_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Greedy answers end after four tokens, for tests that do not look at them: runs show some before and after training."""

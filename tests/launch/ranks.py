@@ -42,7 +42,7 @@ def of_this_rank(predictions: Any, references: Any) -> dict[str, float]:
 EVALUATED = 0
 
 
-def run_phases(phases: list[dict[str, Any]], folder: Path, ranks: int = 2, timeout: float = 300) -> list[str]:
+def run_phases(phases: list[dict[str, Any]], folder: Path, ranks: int = 2, timeout: float = 540) -> list[str]:
     """Run the phases one after another in `ranks` processes; returns their outputs. Fails with that of the first that failed."""
     file = folder / "phases.json"
     file.write_text(json.dumps([phase | {"port": _free_port()} for phase in phases]))
