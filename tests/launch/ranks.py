@@ -127,7 +127,7 @@ def _same_completions_on_any_rank() -> None:
                 seen.append(prompt)
             rows = PackedRows.from_completions(prompts, completions)
             with torch.no_grad():
-                found = packed_log_probs(self.model, rows, temperature=params.temperature).log_probs.split(
+                found = packed_log_probs(self.model, rows, temperature=params.temperature or 1.0).log_probs.split(
                     list(rows.counts)
                 )
             log_probs = [each.tolist() for each in found]

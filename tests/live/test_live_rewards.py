@@ -14,6 +14,7 @@ from aligntune.config.resolve import resolve
 from aligntune.config.rewards import RewardModelSourceConfig, RewardModelTrainingConfig
 from aligntune.config.rl import ModelConfig
 from aligntune.errors import AlignTuneError, ConfigError
+from aligntune.rewards import model as rewards_model
 from aligntune.rewards.model import load
 from aligntune.trainers.passes import BoundedPasses
 from aligntune.trainers.reward_model import label_texts, train_on_texts
@@ -264,6 +265,8 @@ def test_device_and_quantization_reach_the_loader(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", from_pretrained)
     settings = REWARD | {"model.reward_device": "cuda", "model.reward_model_quantization": {"load_in_8bit": True}}
     run = session({**common(tmp_path), **real(settings)}, {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(rewards_model, "require", lambda *_, **__: None)
     with pytest.raises(Enough):
         reward_model_of(run.config)
     assert seen["name"] == here("reward")

@@ -30,7 +30,7 @@ class LiveEngine(TrainerCallback):
         self.update_weights()
         found = self.engine.generate(prompt_ids, params)
         said = found.sampler_log_probs if found.log_probs is None else found.log_probs
-        if not all(isfinite(row[0]) for row in said):
+        if not all(isfinite(row[0]) for row in said if row):
             raise ModelError(DIVERGED)
         return found
 
