@@ -167,6 +167,8 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=240, help="seconds that an arm may take")
     parser.add_argument("--folder", help="(for this script itself) where model and texts are")
     args = parser.parse_args()
+    if args.steps < 2 * WINDOW:
+        parser.error(f"STEPS is {args.steps}: a window of {WINDOW} is warm-up, so at least {2 * WINDOW} are needed")
     if args.folder:
         one(Path(args.folder), args.arms[0], args.steps)
         return

@@ -98,15 +98,18 @@ def test_a_rank_that_fails_stops_the_others(train_instead: Callable[[str], Any],
         )
 
 
-def test_ctrl_c_stops_all(train_instead: Callable[[str], Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("told", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_ctrl_c_and_kill_stop_all(
+    train_instead: Callable[[str], Any], tmp_path: Path, told: signal.Signals, raised: type[BaseException]
+) -> None:
     def interrupt() -> None:
         end = time.monotonic() + 120
         while not (tmp_path / "waits").exists() and time.monotonic() < end:
             time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), told)
 
     Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(raised):
         train_instead(
             f"distributed.barrier()\n        Path({str(tmp_path / 'waits')!r}).touch()\n        time.sleep(600)"
         )

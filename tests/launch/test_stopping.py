@@ -33,9 +33,10 @@ except KeyboardInterrupt:
 STARTING = """
 import signal, sys
 from aligntune.backends.launch.supervise import Processes
+from aligntune.stopping import told_to_stop
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup this one
-with Processes({"here": [sys.executable, *sys.argv[1:]]}, {}) as processes:
+with told_to_stop(), Processes({"here": [sys.executable, *sys.argv[1:]]}, {}) as processes:
     raise SystemExit(processes.wait())
 """
 

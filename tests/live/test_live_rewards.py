@@ -14,7 +14,7 @@ from aligntune.config.resolve import resolve
 from aligntune.config.rewards import RewardModelSourceConfig, RewardModelTrainingConfig
 from aligntune.config.rl import ModelConfig
 from aligntune.errors import AlignTuneError, ConfigError
-from aligntune.rewards import model as rewards_model
+from aligntune.models import load as loading
 from aligntune.rewards.model import load
 from aligntune.trainers.passes import BoundedPasses
 from aligntune.trainers.reward_model import label_texts, train_on_texts
@@ -266,7 +266,7 @@ def test_device_and_quantization_reach_the_loader(tmp_path: Path, monkeypatch: p
     settings = REWARD | {"model.reward_device": "cuda", "model.reward_model_quantization": {"load_in_8bit": True}}
     run = session({**common(tmp_path), **real(settings)}, {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(rewards_model, "require", lambda *_, **__: None)
+    monkeypatch.setattr(loading, "require", lambda *_, **__: None)
     with pytest.raises(Enough):
         reward_model_of(run.config)
     assert seen["name"] == here("reward")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aligntune.cli.outputs import check_output
 from aligntune.cli.overrides import TAKES_OVERRIDES
 
 
@@ -42,7 +43,6 @@ def evaluate(
     """Measure a model on rows of any format, and write every prediction."""
     from aligntune import api
     from aligntune.errors import ConfigError
-    from aligntune.reporting.trail import disk_errors
 
     overrides = list(ctx.args)
     if data is not None and "=" in data and not Path(data).exists():
@@ -52,12 +52,7 @@ def evaluate(
         raise ConfigError("eval: name the rows to measure on (a file, folder or hub dataset), or --harness TASKS")
     if data is not None:
         path = output or _free("predictions")
-        with disk_errors(path):  # before the work, not after it
-            path.parent.mkdir(parents=True, exist_ok=True)
-            new = not path.exists()
-            path.open("a").close()
-            if new:
-                path.unlink()
+        check_output(path)
         found = api.evaluate(model, data, task=task, metrics=_names(metrics), limit=limit, overrides=overrides)
         found.write_predictions(path)
         summary = {"model": model, "data": data, "task": found.task, "rows": len(found.predictions), "metrics": found.metrics}  # fmt: skip

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from aligntune.cli.outputs import check_output
+
 reward_app = typer.Typer(help="Reward functions and reward models.", no_args_is_help=True)
 
 Data = Annotated[str, typer.Argument(help="JSON or JSONL file, folder or hub dataset.")]
@@ -77,7 +79,7 @@ def score(
 ) -> None:
     """Score the completions of a dataset."""
     if output is not None:
-        _writable(output)  # before hours of scoring, not after
+        check_output(output)
     columns = _columns(data, limit)
     prompts, said = _column(columns, prompt, optional=True), _column(columns, completion)
     found: list[Any]
@@ -217,16 +219,6 @@ def _rewards(text: str) -> Any:
             raise ConfigError(f"{text}: has no list of rewards, with or without the key `rewards`")
         return RewardSet(rewards)
     return RewardSet([name.strip() for name in text.split(",") if name.strip()])
-
-
-def _writable(path: Path) -> None:
-    from aligntune.errors import ConfigError
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a", encoding="utf-8").close()
-    except OSError as error:
-        raise ConfigError(f"--output {path}: {error.strerror}") from error
 
 
 def _state_isolation(rewards: Any) -> None:

@@ -129,7 +129,9 @@ def loading_arguments(
             )
     kwargs: dict[str, Any] = {"dtype": precision.weights(trained=trained)}
     if config.quantization:
-        kwargs["quantization_config"] = _quantization(config.quantization, precision)
+        four_bit = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": precision.compute}
+        settings = (four_bit if config.quantization.get("load_in_4bit") else {}) | config.quantization
+        kwargs["quantization_config"] = quantization_config(settings, "model.quantization", device().type)
         kwargs["device_map"] = {"": device()}
     if config.device_map not in (None, "auto"):
         kwargs["device_map"] = _known_devices(config.device_map)
@@ -170,16 +172,19 @@ def _config_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _quantization(settings: dict[str, Any], precision: Precision) -> BitsAndBytesConfig:
-    require("bitsandbytes", extra="quant", why="model.quantization")
-    if device().type == "cpu":
-        raise ConfigError("model.quantization: needs a GPU; leave it out on the CPU")
+def quantization_config(settings: dict[str, Any], name: str, on: str) -> BitsAndBytesConfig:
+    """`settings`, given as `name`, for a model on a device of type `on`.
+
+    Raises `ConfigError` for a field that is none (transformers takes it and does nothing), on the CPU, and for bad values.
+    """
     known = BitsAndBytesConfig().to_dict()
     unknown = sorted(set(settings) - set(known))
     if unknown:
-        raise ConfigError(
-            f"model.quantization.{unknown[0]}: is not a field of BitsAndBytesConfig ({', '.join(sorted(known))})"
-        )
-    if settings.get("load_in_4bit"):
-        settings = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": precision.compute} | settings
-    return BitsAndBytesConfig(**settings)
+        raise ConfigError(f"{name}.{unknown[0]} is not a field of BitsAndBytesConfig ({', '.join(sorted(known))})")
+    if on == "cpu":
+        raise ConfigError(f"{name}: needs a GPU; leave it out on the CPU")
+    require("bitsandbytes", extra="quant", why=name)
+    try:
+        return BitsAndBytesConfig(**settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: {error}") from error

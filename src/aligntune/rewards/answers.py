@@ -10,6 +10,8 @@ from fractions import Fraction
 
 from aligntune.errors import ConfigError
 
+from .words import after_thinking
+
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _SAID = re.compile(r"(?:final answer|answer|result)\s*(?:is|:|=)\s*:?\s*([^\n]+)", re.IGNORECASE)
@@ -53,7 +55,7 @@ def extract(text: str, how: str = "auto") -> str | None:
         raise ConfigError(f"extract={how!r}: choose one of {', '.join(EXTRACT)}")
     if how == "whole":
         return text.strip()
-    text = text.rpartition("</think>")[2]
+    text = after_thinking(text)
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     last_line = lines[-1] if lines else None
     if how == "last_line":

@@ -13,7 +13,7 @@ from .base import adversarial, bad, good, reward
 from .samples import Text, completion_text, prompt_text
 from .sandbox.jobs import Check, Output, Program, Verdict
 from .sandbox.limits import Limits
-from .words import block_in, fenced_blocks
+from .words import after_thinking, block_in, fenced_blocks
 
 PYTHON = ("python", "py", "python3")
 UNREADABLE = (SyntaxError, ValueError, MemoryError, RecursionError)  # what `ast.parse` raises on hostile source
@@ -24,12 +24,12 @@ def extract_code(text: str) -> str:
 
     A block without a language counts where no block says that it is Python: beside one that does, it is output.
     """
-    text = text.rpartition("</think>")[2]
+    text = after_thinking(text)
     blocks = fenced_blocks(text)
-    python = block_in(text, PYTHON)
-    if python is None and blocks:
-        return blocks[-1][1]
-    return text if python is None else python
+    python = block_in(blocks, PYTHON)
+    if python is not None:
+        return python
+    return blocks[-1][1] if blocks else text
 
 
 def parse(code: str) -> ast.Module | None:
@@ -308,7 +308,7 @@ def code_syntax(completion: str) -> float:
 )
 def code_format(completion: str, *, language: str = "python", blocks: int = 1) -> float:
     """1 if the answer (after its thinking) has exactly `blocks` closed code blocks of that language, none empty."""
-    text = completion.rpartition("</think>")[2]
+    text = after_thinking(completion)
     found = fenced_blocks(text)
     closed = len(re.findall(r"^ {0,3}```", text, re.MULTILINE)) == 2 * len(found)
     return float(closed and len(found) == blocks and all(name == language and body.strip() for name, body in found))

@@ -96,9 +96,7 @@ class RewardSet:
             if len(weights) != len(self.entries):
                 raise RewardError(f"{len(weights)} weights for {len(self.entries)} rewards: give one for each")
             for entry, weight in zip(self.entries, weights, strict=True):
-                if not isinstance(weight, Real):
-                    raise RewardError(f"reward {entry.reward.name!r}: weight={weight!r} must be a number")
-                entry.weight = weight
+                entry.weight = _number(entry.reward, "weight", weight)
         for entry in self.entries:
             if not math.isfinite(entry.weight) or entry.weight < 0:
                 raise RewardError(
@@ -199,23 +197,27 @@ def _entry(config: Any, reduce: Reduce | None) -> Entry:
     if not isinstance(fields["type"], str | Reward) and not callable(fields["type"]):
         raise RewardError(f"rewards: {fields['type']!r} is no reward: give a name, a callable or a path to one")
     found = get(fields["type"])
-    for name, value in (("weight", fields.get("weight", 1.0)), ("clip", fields.get("clip") or 1.0)):
-        if not isinstance(value, Real):
-            raise RewardError(f"reward {found.name!r}: {name}={value!r} must be a number")
+    weight = _number(found, "weight", fields.get("weight", 1.0))
     clip, on_error = fields.get("clip"), fields.get("on_error")
-    if clip is not None and not clip > 0:
+    if clip is not None and not _number(found, "clip", clip) > 0:
         raise RewardError(f"reward {found.name!r}: clip={clip} must be above 0; scores are limited to [-clip, clip]")
     if on_error not in (None, "raise", "null"):
         raise RewardError(f"reward {found.name!r}: on_error={on_error!r}: choose 'raise' or 'null'")
     return Entry(
         reward=found,
         caller=Caller(found, fields.get("params")),
-        weight=float(fields.get("weight", 1.0)),
+        weight=float(weight),
         shield=bool(fields.get("shield", False)),
         clip=clip,
         normaliser=RunningNormaliser(reduce) if fields.get("normalize") else None,
         on_error=on_error,
     )
+
+
+def _number(found: Reward, name: str, value: Any) -> Any:
+    if not isinstance(value, Real):
+        raise RewardError(f"reward {found.name!r}: {name}={value!r} must be a number")
+    return value
 
 
 def _fields(config: Any) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from aligntune.errors import ConfigError, RewardError, require
 
 from . import answers
 from .base import adversarial, bad, good, reward
-from .words import fenced_blocks, paragraphs, words
+from .words import after_thinking, fenced_blocks, paragraphs, words
 
 
 @reward(
@@ -62,7 +62,7 @@ def xml_format(completion: str, *, tags: Sequence[str] = ("reasoning", "answer")
 
 def read_json(completion: str) -> tuple[bool, Any]:
     """(whether there is JSON, its value): the whole answer after its thinking, or its only code block."""
-    completion = completion.rpartition("</think>")[2]
+    completion = after_thinking(completion)
     blocks = fenced_blocks(completion)
     text = blocks[0][1] if len(blocks) == 1 and blocks[0][0] in ("json", "") else completion
 

@@ -11,6 +11,7 @@ from aligntune.errors import RewardError
 
 from . import answers
 from .base import adversarial, bad, good, reward
+from .words import after_thinking
 
 
 def _best(completion: str, answer: Any, score: Callable[[str, str], float]) -> float:
@@ -139,7 +140,7 @@ _MARKUP = re.compile(r"\*\*|[`$]|\\[()]|\\(?:text|textbf|mathrm|mathbf)\s*\{([^{
 def chosen_letter(text: str) -> str | None:
     """The letter that a completion settles on after its thinking: marked as the answer (the last such), or opening its
     last line, or the only one in brackets; None when it settles on none."""
-    text = _MARKUP.sub(r"\1", text.rpartition("</think>")[2]).strip()
+    text = _MARKUP.sub(r"\1", after_thinking(text)).strip()
     for form in _LETTER_FORMS:
         if found := list(form.finditer(text)):
             return next(letter for letter in found[-1].groups() if letter).upper()

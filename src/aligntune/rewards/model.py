@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aligntune.errors import ConfigError, ModelError, require
+from aligntune.errors import ConfigError, ModelError
 
 from .base import adversarial, bad, good, reward
 from .samples import Text, completion_text, conversation, prompt_text
@@ -161,14 +161,15 @@ def load(
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from aligntune.models.files import adapter_base, explain_missing, is_model_folder
-    from aligntune.models.load import merge_adapter
+    from aligntune.models.load import merge_adapter, quantization_config
 
     is_model_folder(name_or_path)
     base = adapter_base(name_or_path)
     target = _device(device)
     kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if quantization:
-        kwargs |= {"quantization_config": _quantization(quantization, target), "device_map": {"": target}}
+        made = quantization_config(quantization, "reward model: quantization", target)
+        kwargs |= {"quantization_config": made, "device_map": {"": target}}
     if base is not None:
         kwargs["num_labels"] = 1
     try:
@@ -204,24 +205,6 @@ def _device(name: str) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"reward model: device={name!r}, and this machine has no CUDA device; use auto or cpu")
     return target
-
-
-def _quantization(settings: dict[str, Any], target: str) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    known = BitsAndBytesConfig().to_dict()
-    for name in settings:
-        if name not in known:  # transformers takes it and does nothing
-            raise ConfigError(
-                f"reward model: quantization.{name} is not a field of BitsAndBytesConfig ({', '.join(sorted(known))})"
-            )
-    if target == "cpu":
-        raise ConfigError("reward model: quantization needs a GPU; leave it out on the CPU")
-    require("bitsandbytes", extra="quant", why="the quantization of a reward model")
-    try:
-        return BitsAndBytesConfig(**settings)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"reward model: quantization: {error}") from error
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any
 from aligntune.errors import RewardError
 
 from .base import adversarial, bad, good, reward
-from .words import block_in
+from .words import after_thinking, block_in, fenced_blocks
 
 READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 BYTES, ROWS = 1 << 20, 10_000
@@ -25,8 +25,9 @@ class Refused(Exception):
 
 def extract_sql(text: str) -> str:
     """The last SQL code block of an answer (after its thinking), or the whole text."""
-    found = block_in(text, ("sql", "sqlite"))
-    return (text.rpartition("</think>")[2] if found is None else found).strip()
+    text = after_thinking(text)
+    found = block_in(fenced_blocks(text), ("sql", "sqlite"))
+    return (text if found is None else found).strip()
 
 
 def database(schema: str) -> sqlite3.Connection:

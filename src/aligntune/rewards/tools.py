@@ -13,7 +13,7 @@ from aligntune.errors import RewardError
 
 from .base import adversarial, bad, good, reward
 from .samples import Text, content_text
-from .words import fenced_blocks
+from .words import after_thinking, fenced_blocks
 
 Call = tuple[str, Any]  # name and arguments; arguments that cannot be read stay as they are and match nothing
 _TAGGED = re.compile(r"<(tool_call|function_call|tools?)>\s*(.*?)\s*</\1>", re.DOTALL)
@@ -37,7 +37,7 @@ def calls_of(completion: Text) -> list[Call]:
 
 
 def _from_text(text: str) -> Iterator[Call]:
-    text = text.rpartition("</think>")[2]
+    text = after_thinking(text)
     sources = [content for _, content in _TAGGED.findall(text)]
     sources = sources or [content for language, content in fenced_blocks(text) if language in ("json", "")] or [text]
     for source in sources:

@@ -60,10 +60,14 @@ def fenced_blocks(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def block_in(text: str, languages: tuple[str, ...]) -> str | None:
-    """The last block of an answer (after its thinking) in one of the languages, else the last one that names none: where
-    some are named, the others are output. None without either."""
-    blocks = fenced_blocks(text.rpartition("</think>")[2])
+def after_thinking(text: str) -> str:
+    """What follows the last `</think>`; all of a text without one."""
+    return text.rpartition("</think>")[2]
+
+
+def block_in(blocks: list[tuple[str, str]], languages: tuple[str, ...]) -> str | None:
+    """The last of `fenced_blocks` in one of the languages, else the last one that names none: where some are named, the
+    others are output. None without either."""
     named = [content for language, content in blocks if language in languages]
     found = named or [content for language, content in blocks if not language]
     return found[-1] if found else None

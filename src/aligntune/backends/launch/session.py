@@ -20,6 +20,7 @@ from aligntune.config.dump import plain_tree
 from aligntune.config.resolve import Resolved, resolve
 from aligntune.errors import BackendError, ConfigError
 from aligntune.reporting import RunDirectory
+from aligntune.stopping import told_to_stop
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class RemoteSession:
 
 def _run(plan: LaunchPlan, job: Job, more: Mapping[str, str]) -> dict[str, float]:
     environment = {LAUNCHED: "1", "PYTHONPATH": search_path(), **more}
-    with Processes(plan.commands, environment) as processes:
+    with told_to_stop(), Processes(plan.commands, environment) as processes:
         code = processes.wait()
     error, last = job.first_error(), "".join(processes.last_lines)
     if type(error) is BackendError and last:  # a rank that was killed is only felt by the others, as a lost connection

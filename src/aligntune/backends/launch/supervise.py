@@ -11,11 +11,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-
-from aligntune.stopping import told_to_stop
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 15.0
@@ -34,12 +31,10 @@ class Processes:
         self._environment = dict(environment)
         self._started: list[subprocess.Popen[Any]] = []
         self._readers: list[threading.Thread] = []
-        self._signals = ExitStack()
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
     def __enter__(self) -> Processes:
         """Start them. Each leads a group of its own, so that a Ctrl-C reaches it once, from here."""
-        self._signals.enter_context(told_to_stop())
         piped = len(self._commands) > 1 or not _stdout_is_terminal()
         for place, (host, command) in enumerate(self._commands.items()):
             here = command if place == 0 else _over_ssh(host, command, self._environment)
@@ -75,7 +70,6 @@ class Processes:
             self._wait_until_ended(GRACE_SECONDS)
         for reader in self._readers:
             reader.join(timeout=5)
-        self._signals.close()
 
     def _signal(self, wanted: signal.Signals) -> bool:
         """Send to every group that still has a process; whether there was one."""
