@@ -3,6 +3,8 @@
     native     our trainer as a user gets it: full fine-tuning, packed updates, rollouts by our own engine
     native-split  the same on split bfloat16 weights, which rollouts share without a copy (GPU)
     native-small  the same with moments in bfloat16 and compiled layers that recompute the MLP (GPU)
+    native-budget  native-split with passes of at most 8,192 tokens
+    native-compile  native-split with compiled layers
     trl        our adapter: TRL's trainer and loss, rollouts by our own engine
     peer       TRL's GRPOTrainer alone, as its documentation runs it: rollouts by transformers' generate
 
@@ -27,7 +29,15 @@ from shapes import SHAPES, report
 from backends import write_parts
 
 WARMUP = 2
-ARMS = ("native", "native-split", "native-small", "trl", "peer")
+SPLIT = {"train": {"optimizer": "adamw_split"}}
+OURS: dict[str, dict[str, dict[str, Any]]] = {
+    "native": {},
+    "native-split": SPLIT,
+    "native-small": {"train": {"optimizer": "adamw_split_bf16"}, "model": {"selective_checkpointing": "mlp"}},
+    "native-budget": {"train": SPLIT["train"] | {"micro_batch_tokens": 8192}},
+    "native-compile": SPLIT | {"model": {"compile": True}},
+    "trl": {},
+}
 
 
 def distinct(completions: list[Any], **_: Any) -> list[float]:
@@ -58,11 +68,8 @@ def ours(folder: Path, arm: str, steps: int, completions: int, new: int) -> dict
         },
         "logging": {"output_dir": str(output), "loggers": "none"},
     }  # fmt: skip
-    if arm == "native-split":
-        run["train"]["optimizer"] = "adamw_split"
-    if arm == "native-small":
-        run["train"]["optimizer"] = "adamw_split_bf16"
-        run["model"]["selective_checkpointing"] = "mlp"
+    for section, values in OURS[arm].items():
+        run[section] |= values
     rows = trained_rows(create_trainer(run), output)
     times = [row["elapsed_s"] for row in rows]
     found: dict[str, Any] = {"step_s": median([b - a for a, b in itertools.pairwise(times)][WARMUP - 1 :])}
@@ -120,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("steps", type=int)
-    parser.add_argument("arms", nargs="+", choices=ARMS)
+    parser.add_argument("arms", nargs="+", choices=[*OURS, "peer"])
     parser.add_argument("--completions", type=int, default=64)
     parser.add_argument("--new", type=int, default=256)
     parser.add_argument("--out")

@@ -31,8 +31,21 @@ RUNS: dict[str, dict[str, Any]] = {
     "mlp": {"compiled": "mlp"},
     "split16": {"trained": 2, "optimizer": "adamw_split_bf16", "compiled": "mlp"},
     "lora": {"compiled": "all", "lora": LoraSettings(16, 32, 0.0, list(TARGETS), False)},
+    "plain": {},
+    "gc": {"checkpointing": True},
+    "budget": {"compiled": "all"},
 }
 """Arms of `sft_run.py` on a GPU."""
+GRPO_RUNS: dict[str, dict[str, Any]] = {
+    "native": {"optimizer": FUSED},
+    "native-split": {"trained": 2, "optimizer": "adamw_split"},
+    "native-small": {"trained": 2, "optimizer": "adamw_split_bf16", "compiled": "mlp"},
+    "native-budget": {"trained": 2, "optimizer": "adamw_split"},
+    "native-compile": {"trained": 2, "optimizer": "adamw_split", "compiled": "all"},
+}
+"""Arms of `grpo_run.py` on a GPU."""
+PASS = 8192
+"""Most tokens of a pass of the arms that say `budget`."""
 SEVERAL = ("sft-ddp", "sft-equal", "sft-fsdp2")
 """Tasks of `several.py`, but for one: `CUT` was measured when the compiler cut layers under DDP, which it does no more."""
 CUT = ("sft-ddp", 2, "0.5b")
@@ -68,7 +81,7 @@ def rows() -> Iterator[tuple[str, float, dict[str, float], float]]:
     for found in _read("dpo_step.jsonl"):
         yield _row(f"DPO step, {found['arm']}", _dpo(found), found["peak_gib"])
     for found in _newest(_read("grpo_run.jsonl"), "arm"):
-        if found["arm"] in ("native", "native-split"):
+        if found["arm"] in GRPO_RUNS:
             yield _row(f"GRPO run, {found['arm']}", _grpo(found), found["peak_gib"])
     for found in _read("rollouts.jsonl"):
         rollout = Rollout(found["rows"], LENGTHS + found["new"], found["rows"] * LENGTHS)
@@ -119,8 +132,11 @@ def _several(found: dict[str, Any]) -> Training:
 def _whole_run(found: dict[str, Any], settings: dict[str, Any], rows: int = BATCH_ROWS) -> Training:
     """Full rows, as the plan of a run takes them."""
     tokens = rows * LENGTH
-    batch = Batch(tokens, tokens, LENGTH)
-    return Training(_shape(found["shape"]), batch, "loss", repeats_keys=_before_2_12(found), **({"optimizer": FUSED} | settings))  # fmt: skip
+    cut = found.get("arm") == "budget"
+    batch = Batch(PASS, PASS, LENGTH, cut_from=tokens) if cut else Batch(tokens, tokens, LENGTH)
+    return Training(
+        _shape(found["shape"]), batch, "loss", repeats_keys=_before_2_12(found), accumulates=cut, **({"optimizer": FUSED} | settings)
+    )  # fmt: skip
 
 
 def _dpo(found: dict[str, Any]) -> Training:
@@ -146,12 +162,14 @@ def _dpo(found: dict[str, Any]) -> Training:
 
 
 def _grpo(found: dict[str, Any]) -> Training:
-    """Every completion at its longest, in one pass."""
+    """Every completion at its longest, in one pass but for `native-budget`."""
     shape, rows, new = _shape(found["shape"]), found["completions"], found["new"]
-    length, split = GRPO_PROMPT + new, found["arm"] != "native"
+    length, cut = GRPO_PROMPT + new, found["arm"] == "native-budget"
+    of_a_pass = PASS // length if cut else rows
+    batch = Batch(of_a_pass * length, of_a_pass * new, length, cut_from=rows * length if cut else None)
     return Training(
-        shape, Batch(rows * length, rows * new, length), "log_probs", trained=2 if split else 4, repeats_keys=_before_2_12(found),
-        optimizer="adamw_split" if split else FUSED, rollout=Rollout(rows, length, rows * GRPO_PROMPT),
+        shape, batch, "log_probs", repeats_keys=_before_2_12(found), accumulates=cut,
+        rollout=Rollout(rows, length, rows * GRPO_PROMPT), **GRPO_RUNS[found["arm"]],
     )  # fmt: skip
 
 

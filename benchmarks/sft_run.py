@@ -6,6 +6,10 @@ Ours, through the same config that a user writes (packed rows of 2048, batch 8, 
     split      mlp, AdamW on split bfloat16 weights with float32 moments
     split16    mlp, moments in bfloat16
     lora       rank 16 on all projections
+    plain      float32 masters under autocast, layers not compiled (the default of a shorter run)
+    budget     native, in passes of at most 8,192 tokens
+    gc         plain, whole layers recomputed
+    offload    plain, activations wait in CPU memory
     trl        the native arm's config on backend trl
 Peers, as their own documentation runs them, on the same texts:
     trl-pack, trl-pack-liger    TRL's SFTTrainer: float32 weights under autocast, its own packing
@@ -52,6 +56,10 @@ OURS: dict[str, dict[str, Any]] = {
             "target_modules": TARGETS,
         }
     },
+    "plain": {"model": {"compile": False}},
+    "budget": {"model": {"compile": True}, "train": {"micro_batch_tokens": 8192}},
+    "gc": {"model": {"compile": False, "gradient_checkpointing": True}},
+    "offload": {"model": {"compile": False}, "train": {"activation_offloading": True}},
     "trl": {"backend": "trl"},
 }
 PEERS = ("trl-pack", "trl-pack-liger", "trl-pack-liger-gc", "trl-pack-liger-lora", "unsloth-pack", "unsloth-lora")

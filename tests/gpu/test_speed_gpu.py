@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, Qwen2Config, TrainerCallback
 
 import tiny
 from aligntune.core.backend_factory import create_sft_trainer
@@ -17,6 +17,7 @@ from aligntune.models.kernels import compile as kernels
 from aligntune.models.kernels.attention import resolve_attention
 from aligntune.models.packed import PackedRows
 from aligntune.optim.split_adamw import SplitAdamW
+from aligntune.trainers.packed_sft import PackedSFTTrainer
 
 pytestmark = pytest.mark.gpu
 
@@ -80,3 +81,32 @@ def test_a_native_run(tmp_path: Path, settings: dict[str, Any]) -> None:
     losses = [row["loss"] for row in rows if row["split"] == "train"]
     assert losses[-1] < losses[0] - (0.1 if settings.get("use_peft") else 1.0)
     assert session.predict(["say red"])
+
+
+class NoWaiting(TrainerCallback):
+    """An error wherever the host waits for the GPU, in steps 5 to 9."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step in (4, 9):
+            torch.cuda.set_sync_debug_mode("error" if state.global_step == 4 else "default")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_split_bf16"])
+def test_steps_between_two_log_lines_wait_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:  # fmt: skip
+    """The batch of the next step too is copied while the GPU computes."""
+    monkeypatch.setattr(PackedSFTTrainer, "__init__", watched(PackedSFTTrainer.__init__))
+    tiny.write_model(tmp_path / "model", hidden_size=128, num_attention_heads=4)
+    tiny.write_rows(tmp_path / "train.jsonl", tiny.chats(64))
+    session = create_sft_trainer(
+        model_name=tmp_path / "model", dataset_name=tmp_path / "train.jsonl", output_dir=tmp_path / "out", precision="bf16", batch_size=4,
+        max_steps=12, log_interval=12, loggers="none", backend="native", gradient_checkpointing=False, optimizer=optimizer, compile=False,
+    )  # fmt: skip
+    session.train()
+
+
+def watched(init: Any) -> Any:
+    def patched(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.add_callback(NoWaiting())
+
+    return patched

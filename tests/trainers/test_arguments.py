@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,22 @@ import torch
 from aligntune.config.resolve import resolve
 from aligntune.errors import ConfigError, MissingExtra
 from aligntune.models.precision import Precision
+from aligntune.trainers import arguments as of_arguments
 from aligntune.trainers.arguments import training_arguments
 
 
-def made(folder: Path, **arguments: object) -> None:
+def made(folder: Path, **arguments: object) -> Any:
     run = resolve({"model": "m", "dataset": "d"}, arguments=arguments, algorithm="sft").config
-    training_arguments(run, folder, Precision(torch.float32))
+    return training_arguments(run, folder, Precision(torch.float32))
+
+
+def test_batches_reach_a_gpu_without_waiting_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes page-locked memory to copy from."""
+    assert not made(tmp_path).accelerator_config.non_blocking
+    monkeypatch.setattr(of_arguments, "device", lambda: torch.device("cuda"))
+    on_gpu = made(tmp_path)
+    assert on_gpu.dataloader_pin_memory
+    assert on_gpu.accelerator_config.non_blocking
 
 
 def test_unknown_words(tmp_path: Path) -> None:

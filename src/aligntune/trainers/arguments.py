@@ -73,7 +73,8 @@ def training_arguments(
         "save_only_model": False,
         "ddp_find_unused_parameters": False,
         "ddp_broadcast_buffers": False,  # language models' are constants
-        "accelerator_config": {"dispatch_batches": False},  # a stream's batches cannot be sent: each process reads it
+        # A stream's batches cannot be sent: each process reads it. A copy that blocks would wait for all that the GPU has still to do.
+        "accelerator_config": {"dispatch_batches": False, "non_blocking": device().type == "cuda"},
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the names that all supported versions know are the older ones

@@ -307,6 +307,7 @@ def _arguments(settings: RewardTraining, checkpoints: Path) -> TrainingArguments
         seed=settings.seed, data_seed=settings.seed, bf16=compute is torch.bfloat16, fp16=compute is torch.float16,
         use_cpu=device().type == "cpu", report_to="none", disable_tqdm=True, log_level="error", logging_steps=1,
         logging_nan_inf_filter=False, remove_unused_columns=False, dataloader_pin_memory=device().type == "cuda",
+        accelerator_config={"non_blocking": device().type == "cuda"},
         eval_strategy=strategy, eval_steps=settings.eval_interval, eval_on_start=True,
         save_strategy=strategy, save_steps=settings.eval_interval or 500, save_total_limit=1,
         load_best_model_at_end=best is not None, metric_for_best_model=best,
