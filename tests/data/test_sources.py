@@ -37,6 +37,7 @@ class TestFiles:
         [
             ("a.jsonl", lines(ROWS)),
             ("a.json", lines(ROWS)),
+            ("a.json", "\n" + lines(ROWS).replace("\n", "\n\n")),
             ("a.json", json.dumps(ROWS)),
             ("a.json", "\n " + json.dumps(ROWS, indent=2)),
             ("a.json", json.dumps({"version": 1, "data": ROWS})),
@@ -122,6 +123,21 @@ class TestFoldersAndSplits:
     def test_slices(self, tmp_path, text):
         assert list(load(write(tmp_path / "a.json", text), split="train[1:]")) == ROWS[1:]
         assert list(load(tmp_path / "a.json", split="train[:67%]")) == ROWS[:2]
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_slices_of_saved_datasets(self, tmp_path, streaming):
+        Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+        found = load(tmp_path / "saved", split="train[1:]", streaming=streaming)
+        assert [row["n"] for row in found] == [2, 3]
+        for split in ("train[:", "train[:1]+other[:1]"):
+            with pytest.raises(DataError, match="split 'train"):
+                load(tmp_path / "saved", split=split, streaming=streaming)
+
+    def test_descriptions_beside_the_files_hold_no_rows(self, tmp_path):
+        write(tmp_path / "d" / "train.jsonl", lines(ROWS))
+        for name in ("dataset_info.json", "dataset_infos.json"):
+            write(tmp_path / "d" / name, '{"default": {"license": "mit"}}')
+        assert list(load(tmp_path / "d")) == ROWS
 
     def test_a_single_file_has_one_split(self, tmp_path):
         path = write(tmp_path / "a.jsonl", lines(ROWS))
@@ -257,6 +273,12 @@ class TestProcessing:
         with pytest.raises(ConfigError, match=r"has no function 'shot' \(it has: shout\)"):
             load(path, processing_fn=where.format(tmp_path) + ":shot")
 
+    def test_a_changed_function_gives_new_rows(self, tmp_path):
+        path = write(tmp_path / "a.jsonl", lines(ROWS))
+        for at, word in enumerate(("old", "new")):
+            code = write(tmp_path / str(at) / "made.py", f"def add(row):\n    return {{'text': {word!r}}}\n")
+            assert load(path, processing_fn=f"{code}:add")[0]["text"] == word
+
     def test_missing_module_or_file(self, tmp_path):
         path = write(tmp_path / "a.jsonl", lines(ROWS))
         with pytest.raises(ConfigError, match="processing_fn: there is no module 'no_such_module'"):
@@ -337,3 +359,32 @@ def test_a_csv_with_another_separator(tmp_path, mark):
         "prompt": ["a"],
         "completion": ["b"],
     }
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_csv_lines_longer_than_the_header(tmp_path, streaming):
+    path = write(tmp_path / "a.csv", "text,n\nyes, indeed,1\nno, never,2\n")  # pandas: an index, then text " indeed"
+    with pytest.raises(DataError, match="more cells than its header"):
+        load(path, streaming=streaming)
+    trailing = write(tmp_path / "b.csv", "text,n\none,1,\ntwo,2,\n")
+    with pytest.raises(DataError, match="index_col: false"):
+        load(trailing)
+    options = {"index_col": False}
+    assert list(load_rows(DatasetConfig(name=str(trailing)), seed=1, load_kwargs=options)) == ROWS[:2]
+
+
+def test_a_compressed_file_that_is_cut_short_or_none(tmp_path):
+    whole = gzip.compress(lines(ROWS).encode())
+    for name, held in (("cut.jsonl.gz", whole[:30]), ("plain.jsonl.gz", lines(ROWS).encode())):
+        (tmp_path / name).write_bytes(held)
+        with pytest.raises(DataError, match=f"{name} could not be read"):
+            load(tmp_path / name)
+    (tmp_path / "bad.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n{bad\n'))
+    with pytest.raises(DataError, match="could not be read as json: JSON parse error"):
+        load(tmp_path / "bad.jsonl.gz")
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.jsonl", '{"text": "a"}\n{bad\n'), ("a.csv", "a,b\n1,2\n3,4,5\n")])
+def test_a_malformed_stream_is_an_error_before_training(tmp_path, name, text):
+    with pytest.raises(DataError, match=name):
+        load(write(tmp_path / name, text), streaming=True)

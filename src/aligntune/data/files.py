@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import lzma
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ LOADERS = {
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
+UNREADABLE = (EOFError, OSError, lzma.LZMAError, zlib.error, StopIteration)
+"""What reading raises for a file that is cut short, or is not compressed as its ending says."""
+
 SPLIT_WORDS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
     "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
@@ -31,6 +36,9 @@ SPLIT_WORDS = {
 
 WRAPPERS = ("data", "rows", "examples", "samples", "instances", "items", "records")
 """Keys under which a JSON object may hold its list of rows."""
+
+ABOUT = ("dataset_info.json", "dataset_infos.json")
+"""Files that lie beside data files and describe them."""
 
 
 def load_path(
@@ -46,7 +54,7 @@ def load_path(
     """
     if not path.exists():
         raise missing_path(path)
-    if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
+    if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
         _no_options(options, path)
         return _saved(path, split, streaming)
     splits = _files_of_folder(path) if path.is_dir() else {"train": [path]}
@@ -94,12 +102,12 @@ def _files_of_folder(folder: Path) -> dict[str, list[Path]]:
     """Split -> files. Without any split word in the names, all files are `train`."""
     files = [
         path for path in sorted(folder.rglob("*"))
-        if path.is_file() and ending(path) in LOADERS
+        if path.is_file() and ending(path) in LOADERS and path.name not in ABOUT
         and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
     ]  # fmt: skip
     if not files:
         raise DataError(f"the folder {folder} has no data files ({', '.join(LOADERS)})")
-    kinds = {LOADERS[ending(path)] for path in files}
+    kinds = {"tsv" if ending(path) == ".tsv" else LOADERS[ending(path)] for path in files}
     if len(kinds) > 1:
         raise DataError(f"the folder {folder} mixes {', '.join(sorted(kinds))} files; name one file, or separate them")
     words = {path: _split_word(path.relative_to(folder)) for path in files}
@@ -119,7 +127,8 @@ def _saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset
         saved = saved[name]
     elif name not in ("train", str(saved.split)):
         raise _unknown_split(split, str(path), [str(saved.split or "train")])
-    return saved.to_iterable_dataset() if streaming else _slice(saved, name, split)
+    rows = _slice(saved, name, split)
+    return rows.to_iterable_dataset() if streaming else rows
 
 
 def _no_options(options: Mapping[str, Any] | None, path: Path) -> None:
@@ -145,13 +154,17 @@ def _load_files(
     else:
         return _built(loader, files, name, split, streaming, options)
     _no_options(options, files[0])
-    return rows.to_iterable_dataset() if streaming else _slice(rows, name, split)
+    rows = _slice(rows, name, split)
+    return rows.to_iterable_dataset() if streaming else rows
 
 
 def _slice(rows: Dataset, name: str, split: str) -> Dataset:
     if split == name:
         return rows
-    parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows)})
+    try:
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows)})
+    except (ValueError, AssertionError) as error:
+        raise DataError(f"split {split!r}: {error}") from None
     return rows.select([place for part in parts for place in range(part.from_, part.to)])
 
 
@@ -172,18 +185,22 @@ def _built(
         rows = datasets.load_dataset(loader, data_files=data_files, split=split, streaming=streaming, **options)
         if loader == "json" and isinstance(rows, Dataset):
             rows.data.table.validate(full=True)  # Arrow reads bytes that are not UTF-8 and fails at the row, much later
-    except (datasets.exceptions.DatasetsError, pa.ArrowException, TypeError, ValueError, StopIteration) as error:
+        elif streaming:
+            next(iter(rows), None)  # what is wrong with the first block is found now, not in training
+    except (*UNREADABLE, datasets.exceptions.DatasetsError, pa.ArrowException, TypeError, ValueError) as error:
         if isinstance(error, ValueError) and "corresponds to no data" in str(error):
             raise DataError(f"{files[0]} has no rows") from None
         raise _malformed(loader, files, error) from error
     if loader == "csv":
-        _refuse_one_column(rows, files[0])
+        names = list(rows.column_names or next(iter(rows), {}))
+        _refuse_one_column(names, files[0])
+        if "index_col" not in given:
+            _refuse_long_lines(names, files[0])
     return rows
 
 
-def _refuse_one_column(rows: Dataset | IterableDataset, path: Path) -> None:
+def _refuse_one_column(names: list[str], path: Path) -> None:
     """A single column whose name holds another separator is a table that was not read as one."""
-    names = rows.column_names or []
     other = [mark for mark in (";", "\t", "|", ",") if len(names) == 1 and mark in names[0]]
     if other:
         raise DataError(
@@ -191,9 +208,19 @@ def _refuse_one_column(rows: Dataset | IterableDataset, path: Path) -> None:
         )
 
 
+def _refuse_long_lines(names: list[str], path: Path) -> None:
+    """Lines with more cells than the header has names: pandas takes the first ones for an index, and all texts move by one."""
+    if any(name.startswith("__index_level_") for name in names):
+        raise DataError(
+            f"{path} has lines with more cells than its header has names: quote cells that hold the separator; if lines "
+            "merely end with a separator, in SFT set dataset_kwargs: {index_col: false}"
+        )
+
+
 def _malformed(loader: str, files: list[Path], error: Exception) -> DataError:
     """Which row a file cannot be read at; the loader's own message where that is not found out."""
-    for path in files if loader == "json" else []:
+    plain = [path for path in files if loader == "json" and path.suffix.lower() not in COMPRESSED]
+    for path in plain:
         for number, problem in _json_problems(path):
             return DataError(f"{path}, line {number}: {problem}")
     cause = error.__cause__ or error
@@ -244,6 +271,8 @@ def _wrapped_rows(files: list[Path], split: str) -> list[Any] | None:
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # another row follows, blank lines between
+            return None
         raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
     if isinstance(document, list):
         return document

@@ -174,8 +174,12 @@ def _process(rows: Rows, config: DatasetConfig) -> Rows:
     options: dict[str, Any] = {"batched": config.processing_batched, "fn_kwargs": dict(config.processing_fn_kwargs)}
     if config.processing_batched:  # a batch may come back with another number of rows
         options["remove_columns"] = column_names(rows)
-    if isinstance(rows, Dataset):
-        options |= {"num_proc": processes(config.dataset_num_proc), "desc": "processing_fn"}
+    if isinstance(rows, Dataset):  # not from the cache of `datasets`, which does not see what the function calls
+        options |= {
+            "num_proc": processes(config.dataset_num_proc),
+            "desc": "processing_fn",
+            "load_from_cache_file": False,
+        }
     return rows.map(_checked(function), **options)
 
 
