@@ -89,6 +89,18 @@ class TestSupervised:
         call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
         assert example.messages == [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
 
+    def test_keys_of_both_spellings(self):
+        talk = [{"role": "user", "value": "Hi"}, {"from": "gpt", "content": "Hello."}]
+        assert read({"messages": talk}).messages == [
+            {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}
+        ]  # fmt: skip
+
+    def test_the_older_spelling_of_a_call(self):
+        call = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"a": 1}'}}
+        (message,) = read({"messages": [call]}).messages
+        assert message["tool_calls"] == [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
+        assert set(message) == {"role", "content", "tool_calls"}
+
     def test_messages_as_json_text_and_as_text_parts(self):
         assert read({"messages": json.dumps([USER, BOT])}).messages == [USER, BOT]
         parts = [{"type": "text", "text": "He"}, {"type": "text", "text": "llo."}]
@@ -191,6 +203,19 @@ class TestBadRows:
             ({"text": 3}, "text should be text, got int: 3"),
             ({"instruction": "a", "output": ["b"]}, "the answer should be text, got list"),
             ({"instruction": "a", "output": "b", "history": [["one"]]}, r"list of \[question, answer\] pairs"),
+            ({"instruction": "a", "output": "b", "history": [["one", None]]}, r"list of \[question, answer\] pairs"),
+            ({"messages": [{"role": "user", "text": "x"}]}, r"no content \(null\); its keys are: role, text"),
+            (
+                {"messages": [{"role": "user", "content": None, "weight": 1}]},
+                r"a message of user has no content \(null\)",
+            ),
+            (
+                {"messages": [{"role": "user", "content": "x"}], "tools": "3"},
+                "tools should be a list of schemas, got int",
+            ),
+            ({"messages": [{"role": "assistant", "content": "x", "tool_calls": "3"}]}, "tool calls should be a list"),
+            ({"conversations": [{"from": "function_call", "value": None}]}, "tool calls should be a list"),
+            ({"prompt": [], "completion": [BOT]}, "prompt has no messages"),
             ({"prompt": None, "completion": "x"}, r"prompt is empty \(null\)"),
             ({"prompt": "x", "completion": 3}, "expected text or a list of messages, got int: 3"),
             ({"instruction": "a", "output": None}, r"the answer is empty \(null\)"),
@@ -224,6 +249,19 @@ class TestPreference:
     def test_messages_with_the_prompt_repeated_in_the_answers(self):
         row = {"prompt": [USER], "chosen": [USER, BOT], "rejected": [USER, self.PAIR.rejected[0]]}
         assert read_rl(row, "preference") == self.PAIR
+
+    def test_a_repeated_prompt_is_taken_off_before_a_system_message_is_put_on(self):
+        no = self.PAIR.rejected[0]
+        made = PairExample([SYSTEM, USER], self.PAIR.chosen, self.PAIR.rejected)
+        row = {"prompt": [USER], "chosen": [USER, BOT], "rejected": [USER, no], "system": "Be brief."}
+        assert read_rl(row, "preference") == made
+        row = {"prompt": "Hi", "chosen": [SYSTEM, USER, BOT], "rejected": [SYSTEM, USER, no]}
+        assert read_rl(row, "preference") == made
+
+    def test_answers_that_begin_with_another_prompt(self):
+        row = {"prompt": "Hi ", "chosen": [USER, BOT], "rejected": [USER, self.PAIR.rejected[0]]}
+        with pytest.raises(DataError, match=r"chosen begins with a message of user.*repeat the prompt word for word"):
+            read_rl(row, "preference")
 
     def test_implicit_prompt(self):
         row = {"chosen": [SYSTEM, USER, BOT], "rejected": [SYSTEM, USER, self.PAIR.rejected[0]]}
@@ -259,6 +297,9 @@ class TestPreference:
     def test_ranked_lists_that_do_not_add_up(self):
         with pytest.raises(DataError, match="3 responses but 2 scores"):
             read_rl({"prompt": "Hi", "responses": ["a", "b", "c"], "scores": [1, 2]}, "preference")
+        for order in ({"scores": [1.0, None]}, {"ranks": [1, None]}, {"scores": [1.0, float("nan")]}, {"ranks": 3}):
+            with pytest.raises(DataError, match="should be lists of numbers"):
+                read_rl({"prompt": "Hi", "responses": ["a", "b"], **order}, "preference")
         with pytest.raises(DataError, match="needs 'scores'"):
             read_rl({"prompt": "Hi", "responses": ["a", "b"]}, "preference")
 

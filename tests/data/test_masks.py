@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from chat_families import family
+from chat_families import byte_tokenizer, family
 from datasets import Dataset
 
 from aligntune.config.sft import DatasetConfig
@@ -179,6 +179,16 @@ class TestTools:
         with pytest.raises(DataError, match="tool_calls, and the chat template does not show it"):
             trained("llama3", self.talk())
 
+    def test_calls_that_a_template_shows_only_elsewhere_are_refused(self):
+        tokenizer = family("llama3")  # as DeepSeek R1's template: calls count only where the content is none
+        tokenizer.chat_template += "{% if messages[-1]['content'] is none %}{{ messages[-1]['tool_calls'] }}{% endif %}"
+        with pytest.raises(DataError, match="has tool_calls, and the chat template renders it without them"):
+            tokens_of(tokenizer, [USER, {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}])
+
+    def test_a_template_that_drops_results_refuses_them(self):
+        with pytest.raises(DataError, match="tool results, and the chat template does not show them"):
+            trained("phi3", [USER, PARIS, {"role": "tool", "content": "42"}, RAIN])
+
 
 class TestRefusals:
     def test_no_assistant_turn(self):
@@ -208,6 +218,9 @@ class TestRefusals:
     def test_reasoning_that_a_template_does_not_show(self):
         with pytest.raises(DataError, match="reasoning_content, and the chat template does not show it"):
             trained("llama3", [USER, {**PARIS, "reasoning_content": "Hm."}])
+        for key in ("thinking", "reasoning"):  # the template reads reasoning_content
+            with pytest.raises(DataError, match=f"has {key}, and the chat template does not show it"):
+                trained("qwen3", [USER, {**PARIS, key: "Hm."}])
 
 
 class TestSystem:
@@ -222,6 +235,11 @@ class TestSystem:
     def test_turn_numbers_are_those_of_the_messages_as_given(self):
         _, turns = ChatTemplate(family("gemma")).turns([SYSTEM, *TALK])
         assert [turn.index for turn in turns] == [2, 4]
+
+    def test_a_later_one_that_the_template_drops_is_refused(self):
+        assert trained("llama3", [*TALK[:2], SYSTEM, *TALK[2:]]) == "Paris.<|eot_id|>It will rain. ☂️<|eot_id|>"
+        with pytest.raises(DataError, match="system message after its first message"):
+            trained("qwen3", [*TALK[:2], SYSTEM, *TALK[2:]])
 
 
 class TestPrompt:
@@ -270,4 +288,30 @@ def test_a_marker_that_is_no_token_of_the_tokenizer_is_text_and_the_end_is_taugh
     tokenizer.chat_template = family("no-prompt").chat_template  # "<|im_end|>" is plain text here
     assert trained_text(tokenizer, tokens_of(tokenizer, [USER, PARIS], assistant_only_loss=True)) == (
         "Paris.<|im_end|>\n<|eot_id|>"
+    )
+
+
+def test_the_last_turn_may_end_with_a_token_of_its_own():
+    """As gpt-oss does: "<|return|>" at the very end, "<|end|>" between turns. Both are taught."""
+    tokenizer = byte_tokenizer(("<pad>", "<|start|>", "<|message|>", "<|end|>", "<|return|>"), eos="<|return|>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|start|>' + m['role'] + '<|message|>' + m['content'] }}"
+        "{{ '<|return|>' if loop.last and m['role'] == 'assistant' else '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start|>assistant<|message|>' }}{% endif %}"
+    )
+    for options in ({"assistant_only_loss": True}, {"completion_only_loss": True}):
+        assert trained_text(tokenizer, tokens_of(tokenizer, [USER, PARIS], **options)) == "Paris.<|return|>"
+    assert trained_text(tokenizer, tokens_of(tokenizer, TALK, assistant_only_loss=True)) == (
+        "Paris.<|end|>It will rain. ☂️<|return|>"
+    )
+
+
+def test_an_end_that_only_the_whole_conversation_has():
+    tokenizer = family("zephyr")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% else %}{{ eos_token }}{% endif %}"
+    )
+    assert trained_text(tokenizer, tokens_of(tokenizer, [USER, PARIS], assistant_only_loss=True)).endswith(
+        "Paris.\n</s>"
     )

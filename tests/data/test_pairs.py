@@ -45,6 +45,12 @@ class TestPairs:
             " Go away.</s>",
         ]
 
+    def test_raw_text_that_is_ended_already_is_not_ended_twice(self):
+        tokenizer = family("mistral")
+        (row,) = pairs([{**PAIR, "chosen": " Hello.</s>", "rejected": " Go away."}], tokenizer, TEXT)
+        assert tokenizer.decode(row["chosen_ids"]) == " Hello.</s>"
+        assert tokenizer.decode(row["rejected_ids"]) == " Go away.</s>"
+
     def test_a_prompt_token_that_merges_with_one_answer_is_not_shared(self):
         tokenizer = family("qwen2.5")
         (row,) = pairs([{"prompt": "The weath", "chosen": "er", "rejected": "☂"}], tokenizer, TEXT)
@@ -187,6 +193,8 @@ class TestPrompts:
     def test_empty_prompts_are_dropped(self, caplog):
         with caplog.at_level(logging.WARNING):
             assert len(prompts([{"prompt": "Hi"}, {"prompt": ""}], family("llama3"))) == 1
+        chats = [{"prompt": [{"role": "user", "content": "Hi"}]}, {"prompt": []}]
+        assert len(prompts(chats, family("llama3"))) == 1
         assert "1 (empty prompt)" in caplog.text
 
     def test_tools_of_the_config(self):

@@ -19,7 +19,7 @@ from datasets import Dataset, Features
 
 from aligntune.data.fingerprint import fingerprint, rows_fingerprint
 
-FORMAT = 2
+FORMAT = 3
 """Raise when the same rows and settings give other tokens, or another error, than before."""
 
 

@@ -39,9 +39,12 @@ def preference(chosen: Any, rejected: Any, prompt: Any = None, tools: Any = None
         return _implicit_prompt(chosen, rejected, system, schemas)
     if all(isinstance(value, str) and not is_messages(value) for value in (prompt, chosen, rejected)) and not system:
         return PairExample(prompt, chosen, rejected, schemas)
-    before = with_system(turns(prompt, "user", "prompt"), system)
+    before = turns(prompt, "user", "prompt")
     good, bad = turns(chosen, "assistant", "chosen"), turns(rejected, "assistant", "rejected")
-    return PairExample(before, _without(before, good), _without(before, bad), schemas)
+    if before and good[1 : len(before) + 1] == before and good[0]["role"] == "system" and good[:1] == bad[:1]:
+        before = [good[0], *before]  # both conversations have a system message in front of the prompt
+    answers = [_without(before, answer, part) for answer, part in ((good, "chosen"), (bad, "rejected"))]
+    return PairExample(with_system(before, system), *answers, schemas)
 
 
 @row_format(
@@ -110,9 +113,12 @@ def ranked(
     prompt: Any, responses: Any, scores: Any = None, ranks: Any = None, tools: Any = None, system: Any = None
 ) -> Example:
     """A prompt with several responses and scores (higher is better) or ranks (1 is best): the best against the worst."""
-    values = scores if scores is not None else [-rank for rank in ranks] if ranks is not None else None
-    if values is None:
+    given = scores if scores is not None else ranks
+    if given is None:
         raise DataError("a ranked list needs 'scores' (higher is better) or 'ranks' (1 is best)")
+    if not isinstance(given, Sequence) or any(not isinstance(value, int | float) or value != value for value in given):
+        raise DataError(f"scores and ranks should be lists of numbers, got {given!r:.200}")
+    values = given if scores is not None else [-rank for rank in given]
     if not isinstance(responses, Sequence) or isinstance(responses, str) or len(responses) < 2:
         raise DataError("responses should be a list of at least two answers")
     if len(values) != len(responses):
@@ -215,10 +221,17 @@ def _up_to_answer(messages: list[Message], tools: list[Any] | None) -> PromptExa
     return PromptExample(messages[:end], tools)
 
 
-def _without(before: list[Message], answer: list[Message]) -> list[Message]:
+def _without(before: list[Message], answer: list[Message], part: str) -> list[Message]:
     """`answer` without the prompt, where a dataset repeats it there."""
     size = len(before)
-    return answer[size:] if len(answer) > size and answer[:size] == before else answer
+    if len(answer) > size and answer[:size] == before:
+        answer = answer[size:]
+    if before and answer and before[-1]["role"] == "user" and answer[0]["role"] in ("user", "system"):
+        raise DataError(
+            f"after a prompt that ends with the user, {part} begins with a message of {answer[0]['role']}: it should hold the "
+            "answer alone, or repeat the prompt word for word"
+        )
+    return answer
 
 
 def _implicit_prompt(chosen: Any, rejected: Any, system: str, tools: list[Any] | None) -> PairExample:

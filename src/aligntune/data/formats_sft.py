@@ -49,8 +49,9 @@ def instruction_chat(
     """One turn: the instruction, a blank line and the extra text (if any), then the answer."""
     messages: list[Message] = []
     for turn in history or []:
-        if not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2:
-            raise DataError(f"history should be a list of [question, answer] pairs, got {turn!r:.200}")
+        is_pair = isinstance(turn, Sequence) and len(turn) == 2 and all(isinstance(said, str) for said in turn)
+        if isinstance(turn, str) or not is_pair:
+            raise DataError(f"history should be a list of [question, answer] pairs of text, got {turn!r:.200}")
         messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     parts = [text_of(instruction, "instruction"), text_of(extra, "input")]
     messages.append({"role": "user", "content": "\n\n".join(part for part in parts if part.strip())})
@@ -129,6 +130,8 @@ def prompt_completion(prompt: Any, completion: Any, tools: Any = None, system: A
         return CompletionExample(prompt, completion)
     before = with_system(turns(prompt, "user", "prompt"), text_of(system, "system"))
     after = turns(completion, "assistant", "completion")
+    if not before:
+        raise DataError("prompt has no messages; rows without a prompt are written as messages")
     return ChatExample([*before, *after], prompt_length=len(before), tools=read_tools(tools))
 
 

@@ -26,6 +26,9 @@ ROLES = {
 }  # fmt: skip
 """Role names in datasets -> the role that chat templates know. `function_call` is an assistant turn that calls tools."""
 
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a message under which chat templates look for what the assistant thought before its answer."""
+
 
 def read_messages(value: Any) -> list[Message]:
     """Messages from a list of {role, content} or {from, value} dicts, or from the JSON text of such a list.
@@ -45,7 +48,8 @@ def read_message(item: Any) -> Message:
     """One message; see `read_messages`."""
     if not isinstance(item, Mapping):
         raise DataError(f"expected a message with role and content, got {type(item).__name__}: {item!r}")
-    role_key, content_key = ("role", "content") if "role" in item else ("from", "value")
+    role_key = _first_given(item, "role", "from")
+    content_key = _first_given(item, "content", "value")
     if role_key not in item:
         raise DataError(f"a message needs 'role' and 'content' (or 'from' and 'value'); this one has {sorted(item)}")
     role = ROLES.get(str(item[role_key]).lower())
@@ -55,14 +59,15 @@ def read_message(item: Any) -> Message:
     content = item.get(content_key)
     if role == "function_call":
         return {"role": "assistant", "content": "", "tool_calls": _calls(_json(content, "a function_call"))}
-    if content is None and not any(entry for key, entry in item.items() if key not in (role_key, content_key)):
-        raise DataError(f"a message of {role} has no content (null)")
+    calls = item.get("tool_calls") or item.get("function_call")
+    if content is None and not calls and not any(item.get(key) for key in THOUGHTS):
+        raise DataError(f"a message of {role} has no content (null); its keys are: {', '.join(map(str, item))}")
     message: Message = {"role": role, "content": _content(content)}
     for key, entry in item.items():
-        if entry is not None and key not in (role_key, content_key, "tool_calls"):
+        if entry is not None and key not in (role_key, content_key, "tool_calls", "function_call"):
             message[key] = drop_nulls(entry)
-    if item.get("tool_calls"):
-        message["tool_calls"] = _calls(item["tool_calls"])
+    if calls:
+        message["tool_calls"] = _calls(calls)
     return message
 
 
@@ -77,6 +82,8 @@ def read_tools(value: Any) -> list[Any] | None:
         return None
     if isinstance(value, Mapping) or callable(value):
         value = [value]
+    if not isinstance(value, Sequence):
+        raise DataError(f"tools should be a list of schemas, got {type(value).__name__}: {value!r:.200}")
     return [_tool(tool) for tool in value]
 
 
@@ -103,6 +110,11 @@ def show_row(row: Mapping[str, Any], width: int = 300) -> str:
     return "\n".join(lines)
 
 
+def _first_given(item: Mapping[str, Any], key: str, other: str) -> str:
+    """`key`, or `other` where only that has a value. (Arrow gives every dict of a column the keys of all of them.)"""
+    return other if item.get(key) is None and (item.get(other) is not None or key not in item) else key
+
+
 def _content(content: Any) -> str:
     if content is None:
         return ""
@@ -119,7 +131,11 @@ def _content(content: Any) -> str:
 def _calls(value: Any) -> list[dict[str, Any]]:
     """Tool calls as {"type": "function", "function": {"name", "arguments": dict}}, from any of the usual spellings."""
     calls = []
-    for entry in [value] if isinstance(value, Mapping) else _json(value, "tool_calls"):
+    value = _json(value, "tool_calls")
+    entries = [value] if isinstance(value, Mapping) else value
+    if not isinstance(entries, Sequence):
+        raise DataError(f"tool calls should be a list of {{name, arguments}}, got {value!r:.200}")
+    for entry in entries:
         call = drop_nulls(entry)
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or "name" not in function:

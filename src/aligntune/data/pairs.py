@@ -222,8 +222,11 @@ class PairTokenizer(RowTokenizer):
         before = self.ends.before
         if prompt[: len(before)].tolist() != list(before):
             prompt = np.concatenate([np.asarray(before, np.int32), prompt])
+        return prompt, self._ended(chosen), self._ended(rejected)
+
+    def _ended(self, answer: Ids) -> Ids:
         after = np.asarray(self.ends.after, np.int32)
-        return prompt, np.concatenate([chosen, after]), np.concatenate([rejected, after])
+        return answer if np.array_equal(answer[-len(after) :], after) else np.concatenate([answer, after])
 
 
 @dataclass
@@ -256,7 +259,7 @@ class PromptTokenizer(RowTokenizer):
         assert isinstance(example, PromptExample)
         if isinstance(example.prompt, str):
             return example.prompt, example.prompt
-        if not str(example.prompt[-1]["content"]).strip() and len(example.prompt) == 1:
+        if not example.prompt or (len(example.prompt) == 1 and not str(example.prompt[0]["content"]).strip()):
             return "", example.prompt
         try:
             return self.template.prompt(example.prompt, example.tools), example.prompt

@@ -24,13 +24,30 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from aligntune.data.messages import Message
+from aligntune.data.messages import THOUGHTS, Message
 from aligntune.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
 MARK = "\ue0aaMARK\ue0ab"
 """Stands in for a message's content; private-use characters, so that no text begins or ends like it."""
+
+CALL_ID = "a1b2c3d4e"
+"""Of a tool call when a template is looked at: 9 letters and digits, as some ask for."""
+
+PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "function",
+        "description": "description",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "string", "description": "a"}},
+            "required": ["a"],
+        },
+    },
+}
+"""A tool with which a template is looked at."""
 
 
 def shipped_templates() -> list[str]:
@@ -168,8 +185,8 @@ class ChatTemplate:
 
     def _end(self, text: str, messages: list[Message], index: int, tools: list[Any] | None, start: int) -> int:
         if index == len(messages) - 1:
-            last, middle = self.tails
-            extra = len(last) - len(middle) if text.endswith(last) else 0
+            last, own, _ = self.tails
+            extra = len(last) - len(own) if text.endswith(last) else 0
             return self._without_blanks(text, start, len(text) - extra)
         upto = self._try(messages[: index + 1], tools)
         if upto is not None and text.startswith(upto):
@@ -194,8 +211,7 @@ class ChatTemplate:
 
     def _common_tail(self, after: str) -> int:
         """How many characters of `after` (what follows a turn in mid-conversation) still belong to the turn."""
-        last, middle = self.tails
-        return next((len(tail) for tail in (last, middle) if tail and after.startswith(tail)), 0)
+        return next((len(tail) for tail in self.tails if tail and after.startswith(tail)), 0)
 
     def _without_blanks(self, text: str, start: int, end: int) -> int:
         """`end` without blanks after the end-of-turn token: the model stops at the token and never writes them."""
@@ -257,19 +273,61 @@ class ChatTemplate:
         return shown is not None and MARK in shown
 
     @cached_property
-    def tails(self) -> tuple[str, str]:
-        """What follows the text of a turn: at the very end of a conversation, and what is common to the end and the middle.
+    def hides_calls(self) -> bool:
+        """Whether the template renders an assistant's tool calls away."""
+        return self._hides([_user("question"), _call("MARK")])
 
-        The second is the end-of-turn text; the first may add to it, as in "<|end|>\\n<|endoftext|>".
+    @cached_property
+    def hides_results(self) -> bool:
+        """Whether the template renders a tool's answer away."""
+        result = {"role": "tool", "content": MARK, "name": "function", "tool_call_id": CALL_ID}
+        question, answer = _user("question"), {"role": "assistant", "content": "answer"}
+        return self._hides([question, _call("function"), result], [question, answer, result])
+
+    @cached_property
+    def hides_later_system(self) -> bool:
+        """Whether the template renders a system message in mid-conversation away."""
+        answer, system = {"role": "assistant", "content": "answer"}, {"role": "system", "content": MARK}
+        return self._hides([_user("question"), answer, system, _user("question")])
+
+    def _hides(self, *conversations: list[Message]) -> bool:
+        """Whether the template takes one of these, with a tool or without, and shows the word MARK of none."""
+        found = [self._try(messages, tools) for messages in conversations for tools in (None, [PROBE_TOOL])]
+        shown = [text for text in found if text is not None]  # those refused will be refused in a row as well
+        return bool(shown) and not any("MARK" in text for text in shown)
+
+    @cached_property
+    def tails(self) -> tuple[str, str, str]:
+        """What follows the text of a turn: all that stands at the very end of a conversation; the end-of-turn text in it; and
+        the end-of-turn text in mid-conversation.
+
+        The first may add to the second, as in "<|end|>\\n<|endoftext|>". The last two are what the end and the middle have in
+        common; where no token is, a conversation ends in its own way (gpt-oss: "<|return|>", and "<|end|>" between turns).
         """
         last = self._try([_user("question"), _marked()], None) or ""
         middle = self._try([_user("question"), _marked(), _user("question")], None) or ""
         last, middle = last.partition(MARK)[2], middle.partition(MARK)[2]
         common = _common_prefix(last, middle) if middle else last
         if common == last:
-            return last, last
-        ends = [end for end in range(len(common), 0, -1) if self._ends_special(common[:end])]
-        return last, common[: ends[0]] if ends else ""
+            return last, last, last
+        if ends := self._special_ends(common):
+            return last, common[: ends[-1]], common[: ends[-1]]
+        if ends := self._special_ends(last):
+            return last, last[: ends[0]], self._end_before_header(middle)
+        return last, "", ""
+
+    def _end_before_header(self, middle: str) -> str:
+        """The end-of-turn token of `middle`: its first one, unless the header of a turn begins with that."""
+        bare, asked = self._try([_user("question")], None), self._try([_user("question")], None, generation_prompt=True)
+        header = (asked or "").removeprefix(bare or "")
+        if not bare or header == asked or not header:
+            return ""
+        ends = self._special_ends(middle.partition("question")[0])
+        return middle[: ends[0]] if len(ends) > 1 and not header.startswith(middle[: ends[0]]) else ""
+
+    def _special_ends(self, text: str) -> list[int]:
+        """Where the added tokens in `text` end."""
+        return [end for end in range(1, len(text) + 1) if self._ends_special(text[:end])]
 
     # ------------------------------------------------------------------ what the template cannot show
 
@@ -279,9 +337,17 @@ class ChatTemplate:
             raise DataError("the conversation is empty")
         if tools and not re.search(r"\btools\b", self.source):
             raise DataError("the row has tools, and the chat template has no place for them")
-        for key in ("tool_calls", "reasoning_content"):
-            if any(message.get(key) for message in messages) and key not in self.source:
+        for key in ("tool_calls", *THOUGHTS):
+            if any(message.get(key) for message in messages) and not re.search(rf"[.'\"]{key}\b", self.source):
                 raise DataError(f"a message has {key}, and the chat template does not show it")
+        if any(message.get("tool_calls") for message in messages) and self.hides_calls:
+            raise DataError("a message has tool_calls, and the chat template renders it without them")
+        if any(message["role"] == "tool" for message in messages) and self.hides_results:
+            raise DataError("the row has tool results, and the chat template does not show them")
+        if any(message["role"] == "system" for message in messages[1:]) and self.hides_later_system:
+            raise DataError(
+                "the row has a system message after its first message, and the chat template does not show it"
+            )
         return messages if self.takes_system else _system_in_user(messages)
 
 
@@ -305,6 +371,11 @@ def _common_prefix(one: str, other: str) -> str:
 @lru_cache
 def _say_once(message: str) -> None:
     logger.warning(message)
+
+
+def _call(name: str) -> Message:
+    call = {"id": CALL_ID, "type": "function", "function": {"name": name, "arguments": {"a": "b"}}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
 def _user(content: str) -> Message:
