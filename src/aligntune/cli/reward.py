@@ -125,7 +125,7 @@ def train(
         int | None, typer.Option(min=1, help="Pairs: steps between evaluations. Unset: an epoch.")
     ] = None,
     held_out: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the rows that is measured, not trained on.")
+        float, typer.Option(help="Share of the rows, above 0 and below 1, that is measured, not trained on.")
     ] = 0.1,
     best_metric: Annotated[
         str, typer.Option(help="Held-out metric whose best weights are kept; none keeps the last ones.")

@@ -76,7 +76,7 @@ class RewardTraining:
     max_length: int = 512
     lora: LoraSettings | None = None
     held_out: float = 0.1
-    """Share of the rows that is not trained on but measured. Rows of one prompt stay together."""
+    """Share of the rows that is not trained on but measured, above 0 and below 1. Rows of one prompt stay together."""
     eval_interval: int | None = None
     """Optimiser steps from one evaluation and checkpoint to the next. Unset: an epoch."""
     best_metric: str | None = "loss"
@@ -89,6 +89,13 @@ class RewardTraining:
     trust_remote_code: bool = False
     resume: bool = False
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise ConfigError(
+                f"held_out: {self.held_out:g} should be a share above 0 and below 1; the rows held out tell how good the model "
+                "is, so some always are"
+            )
 
 
 @dataclass

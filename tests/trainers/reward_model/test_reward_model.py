@@ -192,3 +192,9 @@ def test_a_training_inside_a_run_that_was_cut_off_goes_on(tmp_path: Path, monkey
     with pytest.raises(ConfigError, match="already holds a run"):
         trained_folder(training.model_copy(update={"num_epochs": 1}), start=None)
     assert trained_folder(training, start=None) == cut
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, float("nan")])
+def test_a_share_that_holds_nothing_out_or_leaves_nothing_is_refused(share: float) -> None:
+    with pytest.raises(ConfigError, match=r"held_out: .* should be a share above 0 and below 1"):
+        RewardTraining("base", "out", held_out=share)
