@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aligntune.data.mix import mix, mix_order
-from aligntune.errors import ConfigError
+from aligntune.errors import ConfigError, DataError
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 
@@ -87,3 +87,12 @@ def test_bad_weights():
         mix(parts(), [1.0, 0.0], seed=1)
     with pytest.raises(ConfigError, match="or none"):
         mix([parts()[0], parts()[1].to_iterable_dataset()], None, seed=1)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_of_other_types_are_named(streaming):
+    parts = [Dataset.from_dict({"n": [1], "id": [1]}), Dataset.from_dict({"n": [2], "id": ["two"]})]
+    if streaming:
+        parts = [part.to_iterable_dataset() for part in parts]
+    with pytest.raises(DataError, match=r"cannot be mixed: 'id' is Value\('int64'\) and Value\('string'\)"):
+        mix(parts, None, seed=0)

@@ -327,3 +327,33 @@ def test_push_to_hub_uploads_the_saved_folder(files: Path, monkeypatch: pytest.M
     assert trainer(files).push_to_hub("me/mine") == "https://hub/me/mine"
     assert seen["repo"] == ("me/mine", {"private": True, "exist_ok": True})
     assert "model.safetensors" in seen["files"]
+
+
+def test_a_batch_that_is_never_full_is_told_before_training(files: Path) -> None:
+    for steps in (None, 2):
+        session = trainer(
+            files, backend="native", dataset={"max_samples": 3}, dataloader_drop_last=True, max_steps=steps
+        )
+        with pytest.raises(ConfigError, match="dataloader_drop_last: the 3 training rows do not fill one batch of 4"):
+            session.train(overwrite=True)
+    assert (
+        trainer(
+            files, dataloader_drop_last=True, dataset={"max_samples": 11}, epochs=1, max_steps=None
+        ).optimizer_steps()
+        == 2
+    )
+
+
+def test_one_chat_template_whichever_rows_are_read_first(files: Path) -> None:
+    settings: dict[str, Any] = {
+        "dataset": {"chat_template": "zephyr"},
+        "eval_dataset": {"name": str(files / "eval.jsonl")},
+    }
+    first, later = trainer(files, **settings), trainer(files, **settings)
+    rows = first.eval_rows["input_ids"][:]
+    later.train_rows  # noqa: B018
+    assert rows == later.eval_rows["input_ids"][:]
+    assert "<|user|>" in first.tokenizer.decode(rows[0])
+    mixture = [{"name": str(files / "train.jsonl"), "chat_template": name} for name in ("zephyr", "chatml")]
+    with pytest.raises(ConfigError, match=r"chat_template: a run has one.*'zephyr', 'chatml'"):
+        trainer(files, dataset_name=None, datasets=mixture).tokenizer  # noqa: B018

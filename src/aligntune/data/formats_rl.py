@@ -43,8 +43,8 @@ def preference(chosen: Any, rejected: Any, prompt: Any = None, tools: Any = None
     good, bad = turns(chosen, "assistant", "chosen"), turns(rejected, "assistant", "rejected")
     if before and good[1 : len(before) + 1] == before and good[0]["role"] == "system" and good[:1] == bad[:1]:
         before = [good[0], *before]  # both conversations have a system message in front of the prompt
-    answers = [_without(before, answer, part) for answer, part in ((good, "chosen"), (bad, "rejected"))]
-    return PairExample(with_system(before, system), *answers, schemas)
+    good, bad = _without(before, good, "chosen"), _without(before, bad, "rejected")
+    return PairExample(with_system(before, system), good, bad, schemas)
 
 
 @row_format(

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import datasets
 import numpy as np
 import numpy.typing as npt
-from datasets import Dataset, IterableDataset
+import pyarrow as pa
+from datasets import Dataset, IterableDataset, concatenate_datasets
 
-from aligntune.errors import ConfigError
+from aligntune.errors import ConfigError, DataError
 
 
 def mix_order(
@@ -50,6 +51,7 @@ def mix(
 
     Raises:
         ConfigError: weights that are not one positive number a dataset, or streams mixed with datasets in memory.
+        DataError: a column of all that does not hold the same kind of value in each.
     """
     streams = [isinstance(part, IterableDataset) for part in parts]
     if any(streams) and not all(streams):
@@ -58,11 +60,29 @@ def mix(
         return parts[0]
     shared = [name for name in parts[0].column_names or [] if all(name in (part.column_names or []) for part in parts)]
     parts = [part.select_columns(shared) for part in parts] if shared else parts
-    if all(streams):
-        shares = np.asarray(weights if weights is not None else [1.0] * len(parts))
-        chances = (shares / shares.sum()).tolist()
-        return datasets.interleave_datasets(list(parts), chances, seed, stopping_strategy="all_exhausted")
+    try:
+        if all(streams):
+            shares = np.asarray(weights if weights is not None else [1.0] * len(parts))
+            chances = (shares / shares.sum()).tolist()
+            return datasets.interleave_datasets(list(parts), chances, seed, stopping_strategy="all_exhausted")
+        whole = concatenate_datasets(list(parts))
+    except (ValueError, TypeError, pa.ArrowException) as error:
+        raise DataError(
+            f"the datasets have columns that cannot be mixed: {_of_two_kinds(parts) or error}. Convert them with processing_fn, "
+            "or name the columns that are needed in preserve_columns"
+        ) from error
     sizes = [len(part) for part in parts]  # type: ignore[arg-type]
     sources, rows = mix_order(sizes, weights, seed)
     offsets = np.cumsum([0, *sizes[:-1]])
-    return datasets.concatenate_datasets(list(parts)).select(offsets[sources] + rows)
+    return whole.select(offsets[sources] + rows)
+
+
+def _of_two_kinds(parts: Sequence[Dataset] | Sequence[IterableDataset]) -> str:
+    """The columns that hold other kinds of values in one part than in another, where the parts know theirs."""
+    kinds: dict[str, list[str]] = {}
+    for part in parts:
+        for name, kind in (part.features or {}).items():
+            kinds.setdefault(name, []).append(str(kind))
+    return "; ".join(
+        f"{name!r} is {' and '.join(dict.fromkeys(found))}" for name, found in kinds.items() if len(set(found)) > 1
+    )

@@ -71,9 +71,10 @@ class OnlineSession(Session):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         model = self.config.model
-        return load_tokenizer(
+        tokenizer = load_tokenizer(
             model.name_or_path, pad_token=self.config.sources[0].pad_token, trust_remote_code=model.trust_remote_code
         )
+        return self.templated(tokenizer)
 
     @cached_property
     def train_rows(self) -> Any:

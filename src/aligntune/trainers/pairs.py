@@ -51,9 +51,10 @@ class PairsSession(Session):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         self.spec  # noqa: B018  (contradictions first)
         model = self.config.model
-        return load_tokenizer(
+        tokenizer = load_tokenizer(
             model.name_or_path, pad_token=self.config.sources[0].pad_token, trust_remote_code=model.trust_remote_code
         )
+        return self.templated(tokenizer)
 
     @cached_property
     def train_rows(self) -> Any:

@@ -20,7 +20,7 @@ import torch
 from aligntune.config.dump import origin_rows, to_yaml
 from aligntune.config.resolve import Resolved
 from aligntune.config.run import RLRunConfig, SFTRunConfig
-from aligntune.data import load_rows, mix, rows_fingerprint
+from aligntune.data import load_rows, mix, rows_fingerprint, use_template
 from aligntune.errors import ConfigError
 from aligntune.models.precision import Precision, resolve_precision
 from aligntune.models.save import push_folder, save_model
@@ -127,10 +127,16 @@ class Session(ABC):
         train = self.config.train
         if train.max_steps is not None:
             return int(train.max_steps)
+        batches = self._batches()
+        return None if batches is None else int(-(-batches // train.gradient_accumulation_steps) * (train.epochs or 1))
+
+    def _batches(self) -> int | None:
+        """Batches of each process in one pass; None when a stream does not tell."""
         if not hasattr(self.train_rows, "__len__"):
             return None
-        batches = -(-len(self.train_rows) // (train.per_device_batch_size * world_size()))
-        return int(-(-batches // train.gradient_accumulation_steps) * (train.epochs or 1))
+        size = self.config.train.per_device_batch_size * world_size()
+        drops = getattr(self.config.train, "dataloader_drop_last", False)
+        return len(self.train_rows) // size if drops else -(-len(self.train_rows) // size)
 
     # Parts, loaded when first used ----------------------------------------------------------------------------------
 
@@ -162,6 +168,23 @@ class Session(ABC):
         sources = self.config.sources
         weights = [source.weight for source in sources] if any(source.is_set("weight") for source in sources) else None
         return mix(parts, weights, seed=self.data_seed)
+
+    def templated(self, tokenizer: Any) -> Any:
+        """`tokenizer` with the chat template that the datasets name: one for the run, whichever rows are read first.
+
+        Raises:
+            ConfigError: they name several.
+        """
+        sources = [source for source in (*self.config.sources, self.config.eval_source) if source is not None]
+        named = list(dict.fromkeys(source.chat_template for source in sources if source.chat_template is not None))
+        if len(named) > 1:
+            raise ConfigError(
+                "chat_template: a run has one, which is saved with the model, and the datasets name several: "
+                + ", ".join(f"{template!r:.60}" for template in named)
+            )
+        if named:
+            use_template(tokenizer, named[0])
+        return tokenizer
 
     @cached_property
     @abstractmethod
@@ -228,6 +251,11 @@ class Session(ABC):
         for reason in self.reasons:
             self.recorder.note(f"backend {self.backend}: not {reason}")
         self.train_rows, self.eval_rows, self.model  # noqa: B018  (load: errors in data before those in training)
+        if self._batches() == 0:
+            raise ConfigError(
+                f"train.dataloader_drop_last: the {len(self.train_rows)} training rows do not fill one batch of "
+                f"{self.config.train.per_device_batch_size} on each of {world_size()} process(es), so nothing would be trained"
+            )
         self._write_provenance()
         if checkpoint is None:
             self.before()

@@ -44,7 +44,9 @@ class SFTSession(Session):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.config.model.name_or_path, pad_token=self.config.sources[0].pad_token)
+        return self.templated(
+            load_tokenizer(self.config.model.name_or_path, pad_token=self.config.sources[0].pad_token)
+        )
 
     @cached_property
     def train_rows(self) -> Any:
@@ -57,6 +59,7 @@ class SFTSession(Session):
         if source is None:
             self._say_that_evaluation_is_off()
             return None
+        self.train_rows  # noqa: B018  (they decide the template of a tokenizer that has none)
         packing = self.config.train.eval_packing
         return self._packed(self._tokenized(source), self.config.train.packing if packing is None else packing)
 
