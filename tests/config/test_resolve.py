@@ -305,3 +305,31 @@ def test_eval_split_of_the_dataset() -> None:
 def test_the_written_config_resolves_to_the_same_run(tmp_path: Path, found: Resolved) -> None:
     again = resolve(write(tmp_path / "config.yaml", to_yaml(found)))
     assert again.config == found.config
+
+
+def test_a_name_that_is_no_identifier_is_shown(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "run.yaml",
+        "algorithm: sft\nmodel: {name_or_path: m}\ndataset: {name: d}\ntrain:\n  learning-rate: 1e-4\nx-common: 1\n",
+    )
+    with pytest.raises(ConfigError) as raised:
+        resolve(file)
+    said = str(raised.value)
+    assert f"{file}:5: train.learning-rate: is not a setting: did you mean learning_rate?" in said
+    assert f"{file}:6: x-common: is not a setting" in said
+
+
+def test_an_override_that_is_given_twice() -> None:
+    with pytest.raises(ConfigError, match=r"train\.epochs: is given twice: 1 \(override epochs=1\), then 2; keep one"):
+        sft("epochs=1", "epochs=2")
+
+
+def test_a_union_is_one_problem() -> None:
+    with pytest.raises(ConfigError) as raised:
+        sft("peft_enabled=true", "target_modules=[1]")
+    assert str(raised.value) == "override target_modules=[1]: model.target_modules.0: should be text, got 1"
+
+
+def test_a_number_in_a_name_that_is_no_list() -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.0: is not a setting"):
+        sft("dataset.0.name=rows.jsonl")

@@ -88,7 +88,9 @@ def flat_layer(work: Work, pairs: Iterable[tuple[str, Any, str]], kind: str) -> 
 def _find(work: Work, name: str, origin: Origin) -> Path | None:
     """The path that a dotted or bare name means, or None with a problem noted."""
     if "." in name:
-        return tuple(int(part) if part.isdigit() else part for part in name.split("."))
+        parts = name.split(".")
+        is_list = parts[0] in ("rewards", "datasets")
+        return tuple(int(part) if is_list and part.isdigit() else part for part in parts)
     if name in run_class(work.algorithm).model_fields:
         return (name,)
     if name in ("rewards", "datasets"):
@@ -145,10 +147,13 @@ def canonical(work: Work, layer: Layer) -> Layer:
 
 def _conflict(work: Work, first: Entry, first_path: Path, second: Entry) -> None:
     one, other = ".".join(map(str, first_path)), ".".join(map(str, second.path))
-    message = (
-        f"is {short(second.value)}, but its synonym {one} is {short(first.value)} ({first.origin}); "
-        f"keep one of {one} and {other}"
-    )
+    if one == other:
+        message = f"is given twice: {short(first.value)} ({first.origin}), then {short(second.value)}; keep one"
+    else:
+        message = (
+            f"is {short(second.value)}, but its synonym {one} is {short(first.value)} ({first.origin}); "
+            f"keep one of {one} and {other}"
+        )
     work.complain(second.path, message, second.origin)
 
 

@@ -70,8 +70,8 @@ def _build(work: Work, cls: type[Section], data: Any, at: Path, skip: tuple[str,
         for detail in error.errors(include_url=False):
             if detail["loc"] and detail["loc"][0] in skip:
                 continue
-            path = (*at, *_setting_path(detail["loc"]))
-            if any(path[:cut] in seen for cut in range(len(path))):
+            path = (*at, *_setting_path(detail["loc"], detail["type"] == "extra_forbidden"))
+            if any(path[: len(one)] == one or one[: len(path)] == path for one in seen):
                 continue  # another branch of a union whose first one is reported
             seen.add(path)
             work.complain(path, _explain(work, cls, detail), nearest(work.origins, path) or Origin("default"))
@@ -97,9 +97,14 @@ def _build_list(work: Work, cls: type[Section], data: Any, at: Path) -> list[Any
     return [_build(work, cls, item, (*at, index)) for index, item in enumerate(items)]
 
 
-def _setting_path(loc: tuple[str | int, ...]) -> Path:
-    """pydantic's location without the names of union branches."""
-    return tuple(part for part in loc if not (isinstance(part, str) and not part.replace("_", "a").isidentifier()))
+def _setting_path(loc: tuple[str | int, ...], unknown: bool) -> Path:
+    """pydantic's location without the names of union branches; the last part of an `unknown` one is what the user wrote."""
+    end = len(loc) - unknown
+    return (*(part for part in loc[:end] if not (isinstance(part, str) and _is_branch(part))), *loc[end:])
+
+
+def _is_branch(part: str) -> bool:
+    return not part.isidentifier() or part in ("str", "int", "float", "bool")
 
 
 PLAIN_TYPES = {
