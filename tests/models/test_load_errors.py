@@ -51,6 +51,13 @@ def test_settings_of_loading(tmp_path: Path) -> None:
         for place in ("cuda", {"": 0}):
             with pytest.raises(ConfigError, match=r"model\.device_map: .* no CUDA device"):
                 load(folder, device_map=place)
+        with pytest.raises(ConfigError, match=r"model\.max_memory: names 0, and this machine has no CUDA device"):
+            load(folder, max_memory={"0": "20GB"})
+    for place in ("foo", {"model": "foo"}):
+        with pytest.raises(ConfigError, match=r"model\.device_map: 'foo' is not a device"):
+            load(folder, device_map=place)
+    with pytest.raises(ConfigError, match=r"model\.max_memory: '20 potatoes' is not a size"):
+        load(folder, max_memory={"cpu": "20 potatoes"})
 
 
 def test_the_folder_of_a_run_names_its_adapter(tmp_path: Path) -> None:

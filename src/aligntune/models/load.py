@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import convert_file_size_to_int
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
 
@@ -26,6 +27,9 @@ OWN_NAMES = {
     "dtype": "precision", "torch_dtype": "precision", "attn_implementation": "attn_implementation", "device_map": "device_map",
     "max_memory": "max_memory", "quantization_config": "quantization", "num_labels": "num_labels",
 }  # fmt: skip
+
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Ways of transformers to spread a model over devices."""
 
 
 def load_policy(
@@ -136,9 +140,7 @@ def loading_arguments(
     if config.device_map not in (None, "auto"):
         kwargs["device_map"] = _known_devices(config.device_map)
     if config.max_memory is not None:
-        kwargs["max_memory"] = {
-            int(key) if str(key).isdigit() else key: size for key, size in config.max_memory.items()
-        }
+        kwargs["max_memory"] = _memory_limits(config.max_memory)
         kwargs.setdefault("device_map", "auto")
     if isinstance(config, rl.ModelConfig):
         kwargs["trust_remote_code"] = config.trust_remote_code
@@ -146,11 +148,38 @@ def loading_arguments(
 
 
 def _known_devices(device_map: str | dict[str, Any]) -> str | dict[str, Any]:
-    named = device_map.values() if isinstance(device_map, dict) else [device_map]
-    missing = [place for place in named if isinstance(place, int) or str(place).startswith("cuda")]
-    if missing and not torch.cuda.is_available():
-        raise ConfigError(f"model.device_map: names {missing[0]!r}, and this machine has no CUDA device; leave it out")
+    if isinstance(device_map, str) and device_map in PLACEMENTS:
+        return device_map
+    for place in device_map.values() if isinstance(device_map, dict) else [device_map]:
+        if place != "disk":
+            _known_device(place, "model.device_map")
     return device_map
+
+
+def _memory_limits(given: dict[str | int, str | int]) -> dict[str | int, str | int]:
+    limits: dict[str | int, str | int] = {int(key) if str(key).isdigit() else key: size for key, size in given.items()}
+    for place, size in limits.items():
+        if place != "disk":
+            _known_device(place, "model.max_memory")
+        try:
+            convert_file_size_to_int(size)
+        except ValueError:
+            raise ConfigError(f"model.max_memory: {size!r} is not a size such as 20GB or 20GiB") from None
+    return limits
+
+
+def _known_device(place: Any, setting: str) -> None:
+    """Raises `ConfigError` for what is no device, and for a GPU where there is none."""
+    try:
+        kind = torch.device(place).type
+    except RuntimeError:
+        if not isinstance(place, int):
+            raise ConfigError(
+                f"{setting}: {place!r} is not a device: say cpu, cuda:0, ..., disk (a part's place), or {', '.join(PLACEMENTS)}"
+            ) from None
+        kind = "cuda"
+    if (kind == "cuda" or isinstance(place, int)) and not torch.cuda.is_available():
+        raise ConfigError(f"{setting}: names {place!r}, and this machine has no CUDA device; leave it out")
 
 
 def _attention(config: ModelConfig, model_config: Any, auto_class: Any) -> dict[str, Any]:
