@@ -300,6 +300,19 @@ def test_predict_takes_texts_and_messages(files: Path) -> None:
     assert one == same
 
 
+def test_predict_refuses_what_is_no_question() -> None:
+    from aligntune.trainers.session import questions
+
+    message = {"role": "user", "content": "say red"}
+    assert questions("say red") == ["say red"]
+    assert questions([[message], "say blue"]) == [[message], "say blue"]
+    with pytest.raises(DataError, match="put the messages of one conversation into a list of their own"):
+        questions([message])
+    for wrong in (1, {"prompt": "say red"}, [], ["say red"]):
+        with pytest.raises(DataError, match="should be a text, or a list of messages"):
+            questions([wrong])
+
+
 def test_nothing_to_evaluate_on(files: Path) -> None:
     with pytest.raises(ConfigError, match="eval_dataset or eval_split"):
         trainer(files).evaluate()

@@ -40,7 +40,7 @@ from aligntune.trainers.replica import engine_of_sharded
 from aligntune.trainers.reward_source import reward_model_of
 from aligntune.trainers.rollout_phase import Sampler
 from aligntune.trainers.samples import SampleLogger
-from aligntune.trainers.session import Session
+from aligntune.trainers.session import Session, questions
 
 logger = logging.getLogger(__name__)
 
@@ -372,7 +372,7 @@ class OnlineSession(Session):
 
     def predict(self, inputs: str | Sequence[Any], *, max_new_tokens: int | None = None) -> list[str]:  # type: ignore[override]
         """Greedy answers. Each input is a text (a user message where prompts are conversations), or a list of messages."""
-        asked = [self.asker(item)[1] for item in ([inputs] if isinstance(inputs, str) else inputs)]
+        asked = [self.asker(item)[1] for item in questions(inputs)]
         limit = max_new_tokens or self.config.train.max_completion_length
         params = SamplingParams(max_new_tokens=limit, temperature=0.0, stop_token_ids=self.stop_token_ids, seed=0)
         return [self._text(tokens) for tokens in self.engine.generate(asked, params).completion_ids] if asked else []

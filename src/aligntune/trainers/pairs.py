@@ -25,7 +25,7 @@ from aligntune.trainers.pairs_trainer import PairsTrainer
 from aligntune.trainers.reference import Reference
 from aligntune.trainers.reference_cache import with_reference
 from aligntune.trainers.samples import SampleLogger
-from aligntune.trainers.session import Session
+from aligntune.trainers.session import Session, questions
 
 logger = logging.getLogger(__name__)
 
@@ -256,7 +256,7 @@ class PairsSession(Session):
 
     def predict(self, inputs: Sequence[Any], *, max_new_tokens: int | None = None) -> list[str]:  # type: ignore[override]
         """Greedy answers. Each input is a text (a user message where the rows are chats), or a list of messages."""
-        asked = [self._as_prompt(item) for item in ([inputs] if isinstance(inputs, str) else inputs)]
+        asked = [self._as_prompt(item) for item in questions(inputs)]
         return self._answer(asked, max_new_tokens or SHOT_TOKENS)
 
     def preview(self, rows: int = 3) -> list[list[Any]]:

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from aligntune.config.dump import origin_rows, to_yaml
+from aligntune.config.problems import short
 from aligntune.config.resolve import Resolved
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.data import load_rows, mix, rows_fingerprint, use_template
-from aligntune.errors import ConfigError
+from aligntune.errors import ConfigError, DataError
 from aligntune.models.precision import Precision, resolve_precision
 from aligntune.models.save import push_folder, save_model
 from aligntune.reporting import Recorder, RunDirectory, provenance, recording
@@ -33,6 +34,20 @@ from aligntune.trainers.ranks import is_main_process, rank, world_size
 from aligntune.trainers.resuming import fit
 
 logger = logging.getLogger(__name__)
+
+
+def questions(inputs: Any) -> list[Any]:
+    """What `predict` is asked: texts, or conversations as lists of messages; a text alone is a list of one."""
+    asked = [inputs] if isinstance(inputs, str) else list(inputs)
+    for item in asked:
+        chat = isinstance(item, (list, tuple)) and all(isinstance(part, Mapping) and "role" in part for part in item)
+        if not isinstance(item, str) and not (chat and item):
+            alone = isinstance(item, Mapping) and "role" in item
+            raise DataError(
+                f"predict: each input should be a text, or a list of messages ({{'role': ..., 'content': ...}}), got {short(item)}"
+                + ("; put the messages of one conversation into a list of their own" if alone else "")
+            )
+    return asked
 
 
 class Session(ABC):

@@ -29,7 +29,7 @@ from aligntune.models.positions import check_positions
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
 from aligntune.trainers.answering import generator_of
 from aligntune.trainers.keeping import keeping_callbacks
-from aligntune.trainers.session import Session
+from aligntune.trainers.session import Session, questions
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class SFTSession(Session):
         chats = any(not isinstance(question.prompt, str) for question in self.sample_questions)
         asked = [
             EvaluationRow([{"role": "user", "content": item}] if chats and isinstance(item, str) else item, "")
-            for item in ([inputs] if isinstance(inputs, str) else inputs)
+            for item in questions(inputs)
         ]
         return self._answer(asked, max_new_tokens)
 
