@@ -101,6 +101,34 @@ class TestStory:
         (card,) = cards(RunRecord.load(run))
         assert (card.verdict, card.best) == ("worse", "best 0.900 at step 2")
 
+    def test_a_best_that_the_end_equals_is_not_named(self, tmp_path):
+        run = RunDirectory.create(tmp_path)
+        recorder = Recorder([TrailSink(run)])
+        for step in (1, 2):
+            recorder.metrics(step, {"f1": 0.5}, split="eval")
+        (card,) = cards(RunRecord.load(run))
+        assert card.best == ""
+
+    def test_rejected_answers_are_no_headline_and_have_no_best(self, tmp_path):
+        run = RunDirectory.create(tmp_path)
+        recorder = Recorder([TrailSink(run)])
+        for step, value in ((1, 0.0), (2, -0.1)):
+            recorder.metrics(step, {"rewards/rejected": value, "rewards/margins": -value}, split="eval")
+        record = RunRecord.load(run)
+        assert [card.title for card in cards(record)] == ["Rewards / margins"]
+        (table,) = evaluations(record)
+        best = [[bold for _, bold in row] for _, row in table["rows"]]
+        assert [row[table["columns"].index("Rewards / rejected")] for row in best] == [False, False]
+
+    def test_the_rouges_leave_room_for_the_loss(self, tmp_path):
+        run = RunDirectory.create(tmp_path)
+        recorder = Recorder([TrailSink(run)])
+        for step in (1, 2):
+            recorder.metrics(
+                step, dict.fromkeys(("rouge1", "rouge2", "rougeL", "bleu", "loss", "perplexity"), step), split="eval"
+            )
+        assert {card.title for card in cards(RunRecord.load(run))} == {"RougeL", "BLEU", "Loss", "Perplexity"}
+
     def test_the_loss_of_a_policy_is_no_headline(self, tmp_path):
         run = RunDirectory.create(tmp_path)
         recorder = Recorder([TrailSink(run)])

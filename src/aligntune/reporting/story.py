@@ -142,6 +142,10 @@ def _rank(split: str, name: str, rewarded: bool) -> int | None:
         return None
     high, low = any(part in name for part in BETTER_HIGH), any(part in name for part in BETTER_LOW)
     held_out = split != "train"
+    if name.endswith("rejected"):
+        return None
+    if held_out and name in ("rouge1", "rouge2"):
+        return 2  # rougeL speaks for them, so that there is room for the loss
     if held_out and high:
         return 0
     if held_out and low:
@@ -168,7 +172,7 @@ def _card(record: RunRecord, split: str, name: str) -> Card:
         after=value_text(name, last, 3),
         steps=f"step {last_step:g}" if single else f"step {first_step:g} to {last_step:g}",
         best=f"best {value_text(name, dict(solid)[best_step], 3)} at step {best_step:g}"
-        if best_step not in (None, last_step) and split != "train" and not single
+        if best_step is not None and dict(solid)[best_step] != last and split != "train" and not single
         else "",
         verdict="better" if moved > 0 else "worse" if moved < 0 else "",
         spark=sparkline(values, title=f"{split} {label(name)}") if len(solid) > 2 else "",
@@ -176,6 +180,8 @@ def _card(record: RunRecord, split: str, name: str) -> Card:
 
 
 def _direction(name: str) -> int:
+    if name.endswith("rejected"):
+        return 0  # of the answers to turn away from: neither direction alone is good
     if any(part in name for part in BETTER_LOW):
         return -1
     return 1 if any(part in name for part in BETTER_HIGH) else 0
