@@ -8,8 +8,9 @@ from typing import Any
 
 from aligntune.config.applies import ONLINE
 from aligntune.config.base import Section
+from aligntune.config.derive import MODEL_METRICS
 from aligntune.config.enums import AlgorithmType
-from aligntune.config.problems import is_dataset_settings, short
+from aligntune.config.problems import Problem, is_dataset_settings, report, short
 from aligntune.config.resolve import Resolved, resolve
 from aligntune.config.run import RunConfig
 from aligntune.errors import ConfigError
@@ -96,7 +97,7 @@ def evaluate(
     from aligntune.trainers.quiet import quiet_libraries
 
     quiet_libraries()
-    run = evaluation_run(model, data, task=task, limit=limit, overrides=overrides, **settings)
+    run = evaluation_run(model, data, task=task, metrics=metrics, limit=limit, overrides=overrides, **settings)
     return evaluate_saved(run, task=task, metrics=metrics)
 
 
@@ -115,7 +116,8 @@ def evaluate_harness(
 
 
 def evaluation_run(
-    model: str, data: str, *, task: str | None = None, limit: int | None = None, overrides: Iterable[str] = (), **settings: Any
+    model: str, data: str, *, task: str | None = None, metrics: Sequence[Any] | None = None, limit: int | None = None,
+    overrides: Iterable[str] = (), **settings: Any,
 ) -> Any:  # fmt: skip
     """The config of an evaluation: of the model, the rows and how they are read. Raises `ConfigError`."""
     from aligntune.evaluation.saved import PREFERENCE, evaluation_defaults
@@ -123,7 +125,27 @@ def evaluation_run(
 
     given = _given(model_folder(model), data, None, settings)
     tree = evaluation_defaults(model_folder(model), None if task == PREFERENCE else task, limit)
-    return resolve(tree, arguments=given, overrides=overrides, algorithm="sft").config
+    tree["evaluation"] = {f"compute_{name}": True for name in MODEL_METRICS if name in (metrics or ())}
+    resolved = resolve(tree, arguments=given, overrides=overrides, algorithm="sft")
+    _refuse_settings_of_training(resolved)
+    return resolved.config
+
+
+EVALUATED_BY = frozenset(
+    "per_device_batch_size seed dataset_kwargs dataset_num_proc completion_only_loss assistant_only_loss bf16 fp16 use_flash_attention_2".split()
+)
+"""The settings of `train` that an evaluation reads."""
+
+
+def _refuse_settings_of_training(resolved: Resolved) -> None:
+    problems = [
+        Problem(path, "has no effect on an evaluation: leave it out", origin)
+        for path, origin in resolved.origins.items()
+        if len(path) > 1 and origin.kind in ("argument", "override")
+        and (path[0] in ("logging", "launch") or (path[0] == "train" and path[1] not in EVALUATED_BY))
+    ]  # fmt: skip
+    if problems:
+        raise ConfigError(report(problems))
 
 
 def _given(model_name: Any, dataset_name: Any, backend: Any, settings: Mapping[str, Any]) -> dict[str, Any]:

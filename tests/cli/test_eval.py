@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 import tiny
 from aligntune.api import evaluate
 from aligntune.cli import evaluate as verb
-from aligntune.errors import ConfigError, DataError
+from aligntune.errors import ConfigError, DataError, MissingExtra, ModelError
 from shell import aligntune
 
 PAIRS = [{"prompt": "say red", "chosen": "red", "rejected": "green blue"}, {"prompt": "say two", "chosen": "two", "rejected": "one"}]  # fmt: skip
@@ -105,3 +106,30 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(tmp_path: Path
     done = aligntune("eval", tmp_path / "no-model", tmp_path / "no-rows", "--output", tmp_path / "file" / "p.jsonl")
     assert done.returncode == 2
     assert "cannot write" in done.stderr
+
+
+def test_a_benchmark_without_the_harness_is_said_before_the_work(tmp_path: Path) -> None:
+    if importlib.util.find_spec("lm_eval") is not None:
+        pytest.skip("the harness is installed")
+    done = aligntune("eval", tmp_path / "no-model", tmp_path / "no-rows", "--harness", "hellaswag")
+    assert done.returncode == 2
+    assert "aligntune[harness]" in done.stderr
+
+
+def test_the_model_of_a_named_metric(model: Path, tmp_path: Path) -> None:
+    data = str(tiny.write_rows(tmp_path / "chats.jsonl", tiny.chats(3)))
+    nowhere = ["evaluation.bertscore_model=./nowhere"]
+    with pytest.raises((ModelError, MissingExtra)):
+        evaluate(str(model), data, metrics=["bertscore"], overrides=nowhere)
+    with pytest.raises(ConfigError, match="needs compute_bertscore"):
+        evaluate(str(model), data, overrides=nowhere)
+
+
+def test_a_setting_of_training_is_refused(model: Path, tmp_path: Path) -> None:
+    data = str(tiny.write_rows(tmp_path / "chats.jsonl", tiny.chats(3)))
+    with pytest.raises(
+        ConfigError, match=r"override learning_rate=3: train\.learning_rate: has no effect on an evaluation"
+    ):
+        evaluate(str(model), data, overrides=["learning_rate=3"])
+    with pytest.raises(ConfigError, match=r"logging\.output_dir: has no effect on an evaluation"):
+        evaluate(str(model), data, output_dir=str(tmp_path))

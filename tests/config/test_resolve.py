@@ -333,3 +333,18 @@ def test_a_union_is_one_problem() -> None:
 def test_a_number_in_a_name_that_is_no_list() -> None:
     with pytest.raises(ConfigError, match=r"dataset\.0: is not a setting"):
         sft("dataset.0.name=rows.jsonl")
+
+
+def test_a_metrics_model_without_the_metric() -> None:
+    for metric in ("bertscore", "semantic_similarity"):
+        with pytest.raises(ConfigError, match=rf"{metric}_model: needs compute_{metric}: true"):
+            sft(**{f"{metric}_model": "m"})
+        assert (
+            getattr(sft(**{f"{metric}_model": "m", f"compute_{metric}": True}).config.evaluation, f"{metric}_model")
+            == "m"
+        )
+
+
+def test_an_argument_that_torchs_checkpoint_would_drop() -> None:
+    with pytest.raises(ConfigError, match=r"use_reentrent is not an argument .*did you mean use_reentrant\?"):
+        sft(gradient_checkpointing_kwargs={"use_reentrent": True})

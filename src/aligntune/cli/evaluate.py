@@ -42,7 +42,7 @@ def evaluate(
 ) -> None:
     """Measure a model on rows of any format, and write every prediction."""
     from aligntune import api
-    from aligntune.errors import ConfigError
+    from aligntune.errors import ConfigError, require
 
     overrides = list(ctx.args)
     if data is not None and "=" in data and not Path(data).exists():
@@ -50,6 +50,8 @@ def evaluate(
         data = None
     if data is None and harness is None:
         raise ConfigError("eval: name the rows to measure on (a file, folder or hub dataset), or --harness TASKS")
+    if harness is not None:
+        require("lm_eval", extra="harness", why="benchmark tasks")  # before the rows are measured
     if data is not None:
         path = output or _free("predictions")
         check_output(path)

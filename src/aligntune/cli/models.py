@@ -22,7 +22,9 @@ def chat(
 ) -> None:
     """Talk with a model; an empty line or Ctrl-D ends."""
     from aligntune.models.use import Chat
+    from aligntune.trainers.quiet import quiet_libraries
 
+    quiet_libraries()
     talk = Chat.load(model, system=system, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     while True:
         try:
@@ -42,6 +44,8 @@ def export(
 ) -> None:
     """Write full weights (an adapter merged into its base) and check that they give the same answers."""
     from aligntune.models.use import export as write
+    from aligntune.trainers.quiet import quiet_libraries
 
+    quiet_libraries()
     difference = write(model, output, dtype=dtype, overwrite=overwrite)
     print(f"wrote {output} ({dtype}); largest difference of log-probabilities to the original: {difference:.2g}")

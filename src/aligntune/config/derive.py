@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aligntune.config.algorithms import DAPOConfig, GSPOConfig, MetaESConfig, NeuralMirrorConfig
@@ -11,6 +11,7 @@ from aligntune.config.classification import classification_contradictions
 from aligntune.config.enums import SPLIT_OPTIMIZERS, PrecisionType
 from aligntune.config.enums import AlgorithmType as A
 from aligntune.config.launch import launch_contradictions
+from aligntune.config.problems import suggest
 from aligntune.config.rewards import RewardConfig
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.config.synonyms import GROUP_RELATIVE, Path
@@ -126,6 +127,7 @@ def contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, s
     ):
         yield ("model", "quantization"), "quantised weights cannot be trained: turn LoRA on"
     yield from _settings_of_what_is_off(config)
+    yield from _checkpoint_arguments(config.train.gradient_checkpointing_kwargs)
     yield from _speed_contradictions(config)
     if isinstance(config, SFTRunConfig):
         yield from _sft_contradictions(config)
@@ -158,6 +160,10 @@ def _never_evaluated(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path,
             )
 
 
+MODEL_METRICS = ("bertscore", "semantic_similarity")
+"""Metrics that a model of their own computes."""
+CHECKPOINT_ARGUMENTS = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
+"""What `torch.utils.checkpoint.checkpoint` takes; whatever else it is given goes to the layer, which drops it."""
 LORA = "lora_rank lora_r lora_alpha lora_dropout target_modules lora_target_modules bias"
 
 
@@ -174,6 +180,8 @@ def _settings_of_what_is_off(config: SFTRunConfig | RLRunConfig) -> Iterator[tup
         off += [
             (sft.early_stopping_patience is None, ("train",), sft, "early_stopping_threshold", "needs early_stopping_patience"),
             (not (sft.packing or sft.eval_packing), ("train",), sft, "packing_strategy", "needs packing: true"),
+            *((not getattr(config.evaluation, f"compute_{metric}"), ("evaluation",), config.evaluation, f"{metric}_model", f"needs compute_{metric}: true")
+              for metric in MODEL_METRICS),
         ]  # fmt: skip
     else:
         off += [(is_off, ("train",), config.train, names, message) for is_off, names, message in _off_in_rl(config)]
@@ -189,6 +197,13 @@ def _settings_of_what_is_off(config: SFTRunConfig | RLRunConfig) -> Iterator[tup
             default = None if field is None else field.get_default(call_default_factory=True)
             if field is not None and section.is_set(name) and getattr(section, name) != default:
                 yield (*at, name), message
+
+
+def _checkpoint_arguments(given: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    for name in given:
+        if name not in CHECKPOINT_ARGUMENTS:
+            close = suggest(name, CHECKPOINT_ARGUMENTS) or f" (there are {', '.join(CHECKPOINT_ARGUMENTS)})"
+            yield ("train", "gradient_checkpointing_kwargs"), f"{name} is not an argument of torch's checkpoint{close}"
 
 
 def _off_in_rl(config: RLRunConfig) -> list[tuple[bool, str, str]]:
