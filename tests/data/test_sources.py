@@ -152,6 +152,11 @@ class TestBadInput:
         with pytest.raises(DataError, match=r"no file or folder .*train_dta.jsonl.*Did you mean .*train_data.jsonl\?"):
             load(tmp_path / "train_dta.jsonl")
 
+    def test_a_relative_path_says_where_it_was_looked_for(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(DataError, match=f"no file or folder rows.jsonl in {tmp_path}, where the run was started"):
+            load("rows.jsonl")
+
     def test_a_name_that_is_neither_file_nor_reachable(self, monkeypatch):
         def unreachable(*args, **kwargs):
             raise ConnectionError("no network")

@@ -1,7 +1,8 @@
 """What is an algorithm to a trainer?
 
 An `AlgorithmSpec`: what data it eats, what it needs computed, how rewards become advantages, and its loss. A trainer asks
-the spec and never the name, so a new algorithm is one file in this folder:
+the spec and never the name, so the arithmetic of a new algorithm is one file in this folder (and its name and settings, see
+docs/architecture.md, are in `config`):
 
     @algorithm("mine", inputs="rollouts", needs=..., advantages=...)
     def loss(batch: RolloutBatch, config: TrainingConfig, normalizers: Normalizers) -> Loss: ...

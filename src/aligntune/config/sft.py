@@ -146,7 +146,9 @@ class DatasetConfig(Section):
     preserve_columns: list[str] | None = None
     """Source columns kept beside the tokens (for metrics and samples)."""
     processing_fn: Function | None = None
-    """Function applied to every row (or batch) before the format is looked for: a callable or `module:function`."""
+    """Function applied to every row (or batch) before the format is looked for: a callable or `module:function`. The columns that
+    it returns are added to the row, and other columns stay: where those fit a format too, name yours by `format_type`. What it
+    returns for a batch takes the batch's place."""
     processing_batched: bool = False
     """Whether `processing_fn` takes a batch (a dict of lists)."""
     processing_fn_kwargs: Settings = {}

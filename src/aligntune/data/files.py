@@ -75,7 +75,8 @@ def ending(path: Path) -> str:
 
 def missing_path(path: Path) -> DataError:
     """The error for a path that is not there, with names that look like it."""
-    return DataError(f"there is no file or folder {path}.{close_paths(path)}")
+    where = "" if path.is_absolute() else f" in {Path.cwd()}, where the run was started"
+    return DataError(f"there is no file or folder {path}{where}.{close_paths(path)}")
 
 
 def close_paths(path: Path) -> str:
