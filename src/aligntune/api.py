@@ -131,9 +131,10 @@ def evaluation_run(
     return resolved.config
 
 
-EVALUATED_BY = frozenset(
-    "per_device_batch_size seed dataset_kwargs dataset_num_proc completion_only_loss assistant_only_loss bf16 fp16 use_flash_attention_2".split()
-)
+EVALUATED_BY = {
+    "per_device_batch_size", "seed", "dataset_kwargs", "dataset_num_proc", "completion_only_loss", "assistant_only_loss", "bf16",
+    "fp16", "use_flash_attention_2",
+}  # fmt: skip
 """The settings of `train` that an evaluation reads."""
 
 

@@ -111,9 +111,11 @@ def test_the_readme_from_top_to_bottom(place: Path) -> None:
         assert done.stdout, line
     assert (place / "merged" / "model.safetensors").exists()
     assert (place / "runs" / "first" / "report.html").exists()
+    (code,) = blocks("README.md", "python")
+    exec(compile(code, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/dpo.md", "docs/evaluation.md", "docs/online-rl.md"])
+@pytest.mark.parametrize("page", ["docs/dpo.md", "docs/evaluation.md", "docs/online-rl.md"])
 def test_the_python_of_a_page(place: Path, page: str) -> None:
     """Runs as it is written, in a folder where its names exist."""
     (code,) = blocks(page, "python")
@@ -132,3 +134,23 @@ def test_every_page_is_in_the_navigation() -> None:
     listed = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(page.name for page in ROOT.glob("docs/*.md"))
     assert len(set(listed)) == len(listed)
+
+
+def _slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    """Files and headings; from a page of the site to pages of the site only, or it is not built."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith("http"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.is_file(), link
+        assert page.parent.name != "docs" or target.parent == page.parent, link
+        if anchor:
+            assert anchor in {_slug(found) for found in re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)}, (
+                link
+            )
