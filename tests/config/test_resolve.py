@@ -348,3 +348,15 @@ def test_a_metrics_model_without_the_metric() -> None:
 def test_an_argument_that_torchs_checkpoint_would_drop() -> None:
     with pytest.raises(ConfigError, match=r"use_reentrent is not an argument .*did you mean use_reentrant\?"):
         sft(gradient_checkpointing_kwargs={"use_reentrent": True})
+
+
+def test_an_unknown_logger_is_said_by_validate() -> None:
+    from aligntune.config.enums import LOGGERS
+    from aligntune.reporting import sinks
+
+    assert set(LOGGERS) == set(sinks.LOGGERS)
+    for named in ("tensorbord", ["wandb", "tensorbord"]):
+        with pytest.raises(ConfigError, match=r"loggers: unknown logger 'tensorbord': did you mean tensorboard\?"):
+            sft(loggers=named)
+    for named in ("none", "all", [], ["TensorBoard"]):
+        assert sft(loggers=named).config.logging.loggers == named

@@ -8,7 +8,7 @@ from typing import Any
 
 from aligntune.config.algorithms import DAPOConfig, GSPOConfig, MetaESConfig, NeuralMirrorConfig
 from aligntune.config.classification import classification_contradictions
-from aligntune.config.enums import SPLIT_OPTIMIZERS, PrecisionType
+from aligntune.config.enums import LOGGERS, SPLIT_OPTIMIZERS, PrecisionType
 from aligntune.config.enums import AlgorithmType as A
 from aligntune.config.launch import launch_contradictions
 from aligntune.config.problems import suggest
@@ -127,6 +127,11 @@ def contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, s
     ):
         yield ("model", "quantization"), "quantised weights cannot be trained: turn LoRA on"
     yield from _settings_of_what_is_off(config)
+    loggers = config.logging.loggers
+    for name in [loggers] if isinstance(loggers, str) else loggers:
+        if name.lower() not in (*LOGGERS, "all", "none"):
+            hint = suggest(name, LOGGERS) or f": choose from {', '.join(LOGGERS)}, all, none"
+            yield ("logging", "loggers"), f"unknown logger {name!r}{hint}"
     yield from _checkpoint_arguments(config.train.gradient_checkpointing_kwargs)
     yield from _speed_contradictions(config)
     if isinstance(config, SFTRunConfig):

@@ -63,3 +63,6 @@ class TaskType(Choice):
 
 SPLIT_OPTIMIZERS = ("adamw_split", "adamw_split_bf16")
 """Optimisers of our own (`aligntune.optim.split_adamw`)."""
+
+LOGGERS = ("tensorboard", "wandb", "trackio", "mlflow")
+"""Trackers that a run can be logged to."""
