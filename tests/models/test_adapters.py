@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 import tiny
 from aligntune.config.base import LoraSettings
 from aligntune.config.sft import ModelConfig
+from aligntune.errors import ModelError
 from aligntune.models.load import load_model, load_policy
 from aligntune.models.lora import add_lora
 from aligntune.models.precision import Precision
 from aligntune.models.save import save_model
-from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
+from aligntune.models.tokenizer import load_tokenizer
+from aligntune.models.use import export
 
 FP32 = Precision(torch.float32)
 IDS = torch.tensor([[5, 6, 7, 8]])
 
 
-def adapter(name: Path, folder: Path, pad_token: str | None = None) -> torch.Tensor:
+def adapter(name: Path, folder: Path, pad_token: str | None = None, targets: list[str] | None = None) -> torch.Tensor:
     """Save a LoRA adapter with random weights; its logits."""
     tokenizer = load_tokenizer(str(name), pad_token=pad_token)
-    model = load_policy(ModelConfig(name_or_path=str(name), peft_enabled=True), FP32, seed=0)
-    fit_embeddings(model, tokenizer)
+    config = ModelConfig(name_or_path=str(name), peft_enabled=True, target_modules=targets)
+    model = load_policy(config, FP32, seed=0, tokenizer=tokenizer)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            if "lora_B" in key:
+            if "lora_" in key:
                 parameter.normal_(std=0.3)
     save_model(model, tokenizer, folder)
     return logits(model)
@@ -48,6 +54,63 @@ def test_an_adapter_with_an_added_token(tmp_path: Path) -> None:
     before = adapter(base, tmp_path / "one", pad_token="<new>")
     assert before.shape[-1] == 260
     torch.testing.assert_close(reloaded(tmp_path / "one"), before, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pad_token", [None, "<new>"])
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["q_proj", "embed_tokens", "lm_head"]], ids=str)
+def test_an_adapter_of_the_embedding_or_the_head_alone(
+    tmp_path: Path, targets: list[str], pad_token: str | None
+) -> None:
+    """Of a model that uses one weight for both: merged, they are two, for whoever reads the files too."""
+    base = tiny.write_model(tmp_path / "base", tie_word_embeddings=True)
+    before = adapter(base, tmp_path / "one", pad_token, targets)
+    torch.testing.assert_close(reloaded(tmp_path / "one"), before, atol=1e-4, rtol=0)
+    assert export(str(tmp_path / "one"), tmp_path / "whole", dtype="fp32") < 1e-4
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    assert not whole.config.tie_word_embeddings
+    torch.testing.assert_close(logits(whole), before, atol=1e-4, rtol=0)
+
+
+def test_a_head_that_was_trained_whole_beside_an_adapter(tmp_path: Path) -> None:
+    base = tiny.write_model(tmp_path / "base", tie_word_embeddings=True)
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    with torch.no_grad():
+        model.get_base_model().lm_head.weight.normal_()
+    before = logits(model)
+    save_model(model, load_tokenizer(str(base)), tmp_path / "merged", merge=True)
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not whole.config.tie_word_embeddings
+    torch.testing.assert_close(logits(whole), before, atol=1e-5, rtol=0)
+
+
+def write_config(folder: Path, **changes: Any) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(("harm", "said"), [
+    (lambda folder: (folder / "adapter_model.safetensors").unlink(), "no weights"),
+    (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x" * 20), "damaged"),
+    (lambda folder: (folder / "adapter_config.json").write_text("{"), "damaged"),
+    (lambda folder: write_config(folder, base_model_name_or_path=None), "does not say which model"),
+    (lambda folder: write_config(folder, target_modules=["nope"]), "does not fit the model"),
+    (lambda folder: write_config(folder, base_model_name_or_path=str(tiny.write_model(folder / "wide", hidden_size=64))), "does not fit"),
+    (lambda folder: write_config(folder, base_model_name_or_path=str(tiny.write_model(folder / "deep", num_hidden_layers=3))), "does not fit"),
+], ids=["none", "cut", "config", "base", "targets", "wide", "deep"])  # fmt: skip
+def test_an_adapter_that_cannot_be_used(tmp_path: Path, harm: Any, said: str) -> None:
+    adapter(tiny.write_model(tmp_path / "base"), tmp_path / "one")
+    harm(tmp_path / "one")
+    with pytest.raises(ModelError, match=said):
+        reloaded(tmp_path / "one")
+
+
+def test_an_adapter_without_weights_to_add(tmp_path: Path) -> None:
+    base = tiny.write_model(tmp_path / "base")
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "prompts")
+    with pytest.raises(ModelError, match="PROMPT_TUNING"):
+        reloaded(tmp_path / "prompts")
 
 
 def test_an_adapter_on_top_of_an_adapter(tmp_path: Path) -> None:

@@ -41,7 +41,15 @@ def adapter_base(name: str) -> str | None:
     file = Path(name) / "adapter_config.json"
     if not file.exists() or (Path(name) / "config.json").exists():
         return None
-    return json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        base: str | None = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except ValueError as error:
+        raise ModelError(f"{file}: is damaged ({error}); copy it again") from error
+    if base is None:
+        raise ModelError(
+            f"{file}: does not say which model the adapter goes on; write its name there as base_model_name_or_path"
+        )
+    return base
 
 
 def explain_missing(name: str, part: str, error: Exception) -> str:

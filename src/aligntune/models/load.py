@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from aligntune.config import rl, sft
 from aligntune.errors import ConfigError, ModelError, require
 from aligntune.models.files import explain_missing, is_model_folder
 from aligntune.models.kernels.attention import VARLEN, resolve_attention
-from aligntune.models.lora import add_lora
+from aligntune.models.lora import add_lora, merge
 from aligntune.models.precision import Precision, device
 from aligntune.models.start import base_of, name_adapters, start_of
+from aligntune.models.tokenizer import fit_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +35,21 @@ PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def load_policy(
-    config: ModelConfig, precision: Precision, *, seed: int, auto_class: Any = AutoModelForCausalLM, **head: Any
-) -> Any:
+    config: ModelConfig, precision: Precision, *, seed: int, auto_class: Any = AutoModelForCausalLM, tokenizer: Any = None,
+    **head: Any,
+) -> Any:  # fmt: skip
     """The model to train, with its LoRA adapter if one is asked for.
 
     `auto_class` and `head` (e.g. `num_labels`) choose the head. An adapter folder as `name_or_path` is merged into its
-    base, which is then trained further. `seed` decides new weights (adapter, head). Raises `ModelError` when nothing
-    would be trained.
+    base, which is then trained further. `seed` decides new weights (adapter, head). The tokens of `tokenizer` get their rows
+    in the embedding, which cannot grow once an adapter lies around it. Raises `ModelError` when nothing would be trained.
     """
     set_seed(seed)
     lora = config.lora
     trained = lora is None
     model = load_model(config, precision, trained=trained, auto_class=auto_class, **head)
+    if tokenizer is not None:
+        fit_embeddings(model, tokenizer)
     if config.quantization and lora is not None:
         from peft import prepare_model_for_kbit_training
 
@@ -101,23 +106,49 @@ def load_model(
 
 def merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
     """The model with a saved LoRA adapter added into its weights; tokens that were added in training are added here too."""
+    return merge(with_adapter(model, adapter)).requires_grad_(True)
+
+
+def with_adapter(model: PreTrainedModel, adapter: str | Path) -> Any:
+    """The model under a saved adapter, as PEFT runs it. Raises `ModelError` when the two do not fit."""
     from peft import PeftModel
 
-    rows = _embedding_rows(model, Path(adapter))
-    if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(rows)
-    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().requires_grad_(True)
+    if not any((Path(adapter) / f"adapter_model.{kind}").exists() for kind in ("safetensors", "bin")):
+        raise ModelError(f"{adapter}: has an adapter_config.json, but no weights (adapter_model.safetensors)")
+    try:
+        rows = _embedding_rows(model, Path(adapter))
+        if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(rows)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, str(adapter))
+    except SafetensorError as error:
+        raise ModelError(f"{adapter}: its weight file is damaged or cut off ({error}); copy it again") from error
+    except (RuntimeError, ValueError, UserWarning) as error:
+        base = model.config.name_or_path
+        raise ModelError(f"{adapter}: the adapter does not fit the model {base} ({_shortly(error)})") from error
+    if not hasattr(adapted, "merge_and_unload"):
+        kind = adapted.peft_config["default"].peft_type.value
+        raise ModelError(f"{adapter}: is of the kind {kind}, which has no weights that could be added to the model's")
+    return adapted
+
+
+def _shortly(error: Exception) -> str:
+    """The first line of an error that says something, of no more than 200 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.endswith(":")), type(error).__name__)[:200]
 
 
 def _embedding_rows(model: PreTrainedModel, adapter: Path) -> int | None:
-    """Rows of the embedding that PEFT saved with an adapter, which it does after a resize; else None."""
+    """Rows of the embedding or the head that PEFT saved with an adapter, which it does after a resize; else None."""
     file = adapter / "adapter_model.safetensors"
-    embedding = model.get_input_embeddings()
-    name = next(name for name, module in model.named_modules() if module is embedding)
     if not file.exists():
         return None
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    names = [name for name, module in model.named_modules() if any(module is end for end in ends)]
+    endings = tuple(f"{name}.{inner}weight" for name in names for inner in ("", "base_layer."))
     with safe_open(file, framework="pt") as tensors:
-        found = [key for key in tensors.keys() if key.endswith(f"{name}.weight")]  # noqa: SIM118  (no mapping)
+        found = [key for key in tensors.keys() if key.endswith(endings)]  # noqa: SIM118  (no mapping)
         return int(tensors.get_slice(found[0]).get_shape()[0]) if found else None
 
 

@@ -7,7 +7,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aligntune.config.base import LoraSettings
 from aligntune.errors import ModelError
@@ -31,6 +31,45 @@ def add_lora(model: Any, lora: LoraSettings, *, head: bool = False) -> Any:
     adapted = get_peft_model(model, config)
     _leave_inputs_to_autocast(adapted)
     return adapted
+
+
+def merge(model: Any) -> Any:
+    """The base of a PEFT model with its adapter added into the weights, in place."""
+    if parts_ends(model):
+        untie(model.get_base_model())
+    return model.merge_and_unload()
+
+
+def parts_ends(model: Any) -> bool:
+    """Whether a LoRA adapter lies on the embedding or the head of a model that uses one weight for both: merged, they are two."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = model.get_base_model()
+    return _tied(base) and any(isinstance(end, BaseTunerLayer) for end in _ends(base))
+
+
+def untie(model: Any) -> None:
+    """Give the head a weight of its own, here and where the model is saved."""
+    head = _wrapped(model.get_output_embeddings())
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+
+
+def _ends(model: Any) -> tuple[Any, Any]:
+    """Embedding and head (or None), as the adapter has wrapped them."""
+    return model.get_input_embeddings(), model.get_output_embeddings()
+
+
+def _tied(model: Any) -> bool:
+    embedding, head = map(_wrapped, _ends(model))
+    return head is not None and embedding.weight is head.weight
+
+
+def _wrapped(module: Any) -> Any:
+    """The module that a LoRA layer lies around; without one the module itself."""
+    return getattr(module, "base_layer", module)
 
 
 def _leave_inputs_to_autocast(model: Any) -> None:

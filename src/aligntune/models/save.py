@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from aligntune.errors import ModelError
+from aligntune.models.lora import merge as merge_lora
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def merged(model: Any) -> Any:
     """A copy of a PEFT model with its adapter added into the weights; the model itself stays as it is."""
     import copy
 
-    return copy.deepcopy(model).merge_and_unload()
+    return merge_lora(copy.deepcopy(model))
 
 
 def set_generation_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

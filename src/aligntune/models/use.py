@@ -14,7 +14,8 @@ from aligntune.config.base import plain_word
 from aligntune.errors import ConfigError, ModelError
 from aligntune.models.files import adapter_base, explain_missing, is_model_folder, model_folder
 from aligntune.models.heads import saved_head
-from aligntune.models.load import merge_adapter
+from aligntune.models.load import merge_adapter, with_adapter
+from aligntune.models.lora import merge
 from aligntune.models.precision import device
 from aligntune.models.save import save_model
 from aligntune.models.tokenizer import load_tokenizer
@@ -22,8 +23,9 @@ from aligntune.models.tokenizer import load_tokenizer
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def load_for_answers(name: str, dtype: torch.dtype | str = "auto") -> tuple[Any, Any]:
-    """(model in evaluation mode on this machine's device, tokenizer) of a folder, run or hub name; adapters are merged."""
+def load_for_answers(name: str, dtype: torch.dtype | str = "auto", *, merged: bool = True) -> tuple[Any, Any]:
+    """(model in evaluation mode on this machine's device, tokenizer) of a folder, run or hub name; adapters are merged, or with
+    `merged` off laid on top."""
     name = model_folder(name)
     is_model_folder(name)
     if saved_head(name) is not None:
@@ -34,7 +36,7 @@ def load_for_answers(name: str, dtype: torch.dtype | str = "auto") -> tuple[Any,
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(explain_missing(base or name, "weights", error)) from error
     if base is not None:
-        model = merge_adapter(model, name)
+        model = merge_adapter(model, name) if merged else with_adapter(model, name)
     return model.eval().to(device()), load_tokenizer(name)
 
 
@@ -77,7 +79,8 @@ class Chat:
 
 @torch.no_grad()
 def export(name: str, output: Path, *, dtype: str = "bf16", overwrite: bool = False) -> float:
-    """Write `name` with its adapter merged, in `dtype`; returns the largest difference of log-probabilities after reloading.
+    """Write `name` with its adapter merged, in `dtype`; returns the largest difference of log-probabilities after reloading, from
+    those of the adapter on its base.
 
     The difference is that of rounding to `dtype`. Raises `ModelError`, and writes nothing, when it is large: the merge went wrong.
     """
@@ -88,12 +91,13 @@ def export(name: str, output: Path, *, dtype: str = "bf16", overwrite: bool = Fa
     source = Path(model_folder(name)).expanduser().resolve()
     if output.resolve() in (source, *source.parents):
         raise ConfigError(f"{output} holds the model that is exported; choose another folder")
-    model, tokenizer = load_for_answers(name, torch.float32)
+    model, tokenizer = load_for_answers(name, torch.float32, merged=False)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     ids = torch.arange(1, min(33, model.get_input_embeddings().weight.shape[0]), device=model.device)[None]
     before = model(ids).logits.float().log_softmax(-1)
-    save_model(model.to(DTYPES[plain_word(dtype)]), tokenizer, partial)
+    whole = merge(model) if hasattr(model, "peft_config") else model
+    save_model(whole.to(DTYPES[plain_word(dtype)]), tokenizer, partial)
     again = AutoModelForCausalLM.from_pretrained(partial, dtype=torch.float32).eval().to(ids.device)
     difference = float((again(ids).logits.log_softmax(-1) - before).abs().max())
     if difference > 1.0:

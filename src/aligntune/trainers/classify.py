@@ -102,8 +102,9 @@ class ClassificationSession(Session):
         if known is not None and known.names != self.labels.names:
             logger.info("the model's own head is for other classes; one of another size is made anew")
         model = self._backend.load_policy(
-            self, auto_class=head_class(self.task), ignore_mismatched_sizes=known is not None, **head
-        )
+            self, auto_class=head_class(self.task), tokenizer=self.tokenizer, ignore_mismatched_sizes=known is not None,
+            **head,
+        )  # fmt: skip
         settle(model, self.tokenizer)
         fit_embeddings(model, self.tokenizer)
         return model

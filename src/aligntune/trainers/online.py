@@ -93,7 +93,7 @@ class OnlineSession(Session):
     @cached_property
     def model(self) -> Any:
         self.rewards  # noqa: B018  (a reward model that is not there before a policy that is)
-        model = self._backend.load_policy(self)
+        model = self._backend.load_policy(self, tokenizer=self.tokenizer)
         fit_embeddings(model, self.tokenizer)
         if self.config.model.disable_dropout:
             disable_dropout(model)

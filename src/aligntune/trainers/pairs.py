@@ -70,13 +70,11 @@ class PairsSession(Session):
 
     @cached_property
     def model(self) -> Any:
-        model = self._backend.load_policy(self)
-        if (
-            model.get_input_embeddings().weight.shape[0] < len(self.tokenizer)
-            and self.config.model.sft_path is not None
-        ):
+        start = self.config.model.sft_path
+        model = self._backend.load_policy(self, tokenizer=self.tokenizer if start is None else None)
+        if model.get_input_embeddings().weight.shape[0] < len(self.tokenizer) and start is not None:
             raise ModelError(
-                f"model.sft_path: {self.config.model.sft_path} has fewer tokens than the tokenizer of {self.config.model.name_or_path}"
+                f"model.sft_path: {start} has fewer tokens than the tokenizer of {self.config.model.name_or_path}"
             )
         fit_embeddings(model, self.tokenizer)
         if self.config.model.disable_dropout:

@@ -25,6 +25,7 @@ from transformers import TrainerCallback
 from aligntune.errors import ConfigError
 from aligntune.models.forward import packed_log_probs, runs_padded, use_padding
 from aligntune.models.load import load_model
+from aligntune.models.lora import parts_ends, untie
 from aligntune.models.packed import PackedRows
 from aligntune.models.save import merged
 from aligntune.models.tokenizer import fit_embeddings
@@ -56,6 +57,8 @@ class Reference:
             kwargs = config.ref_model_init_kwargs or None
             model = load_model(config, session.precision, trained=False, init_kwargs=kwargs)
             fit_embeddings(model, session.tokenizer)
+            if moves and has_adapter and parts_ends(inner):
+                untie(model)  # it will follow the merged policy
         else:
             model = copy.deepcopy(inner)
         if runs_padded(inner):
