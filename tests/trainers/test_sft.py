@@ -217,9 +217,21 @@ def test_the_best_evaluation_is_kept_and_training_stops_when_it_gets_worse(files
 def test_perplexity_does_not_depend_on_batches_or_packing(files: Path, backend: str) -> None:
     found = {
         str(settings): trainer(files, backend=backend, eval_dataset=str(files / "eval.jsonl"), **settings).evaluate()["eval_perplexity"]
-        for settings in ({"batch_size": 1}, {"batch_size": 3}, {"batch_size": 8}, {"eval_packing": True, "packing": True})
+        for settings in ({"batch_size": 1}, {"batch_size": 3}, {"batch_size": 8}, {"eval_packing": True, "packing": True}, {"eval_packing": True})
     }  # fmt: skip
     assert max(found.values()) == pytest.approx(min(found.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize("packs", [False, True])
+def test_the_length_of_evaluation_rows_follows_their_own_packing(files: Path, packs: bool) -> None:
+    """Pieces of one stream lose nothing; rows that are not packed are cut, also where the training rows are one stream."""
+    common = {"eval_dataset": str(files / "eval.jsonl"), "completion_only_loss": False}
+    settings = {"packing": not packs, "eval_packing": packs, "packing_strategy": "wrapped", "max_seq_length": 20}
+    found = trainer(files, **common, **settings)
+    whole = trainer(files, **common).eval_rows
+    lengths = [len(row) for row in found.eval_rows["input_ids"]]
+    assert max(lengths) == 20
+    assert (sum(lengths) == sum(whole["length"])) is packs
 
 
 @pytest.mark.adapter

@@ -7,7 +7,7 @@ batch = PackedCollator()(list(packed)[:8])
 """
 
 from aligntune.data import environments  # noqa: F401  (registers its scheme)
-from aligntune.data.collate import PackedCollator, PaddedCollator
+from aligntune.data.collate import PackedCollator, PackedOrPaddedCollator, PaddedCollator
 from aligntune.data.detect import RowReader, row_reader
 from aligntune.data.fingerprint import rows_fingerprint, tokenizer_fingerprint
 from aligntune.data.formats import row_format
@@ -24,6 +24,7 @@ __all__ = [
     "ChatTemplate",
     "LabelSet",
     "PackedCollator",
+    "PackedOrPaddedCollator",
     "PaddedCollator",
     "RowReader",
     "asked_of",

@@ -95,6 +95,15 @@ class PackedCollator:
         }
 
 
+@dataclass(frozen=True)
+class PackedOrPaddedCollator(PaddedCollator):
+    """Packed rows after one another, others padded: training and evaluation may differ in it."""
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        packed = "position_ids" in rows[0]
+        return PackedCollator(self.pad_to_multiple_of)(rows) if packed else super().__call__(rows)
+
+
 def _positions(row: Mapping[str, Any]) -> Any:
     if "position_ids" in row:
         return np.asarray(row["position_ids"], dtype=np.int64)

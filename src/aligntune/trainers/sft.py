@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from aligntune.config.sft import DatasetConfig
 from aligntune.data import (
     PackedCollator,
+    PackedOrPaddedCollator,
     PaddedCollator,
     pack,
     plain,
@@ -50,8 +51,8 @@ class SFTSession(Session):
 
     @cached_property
     def train_rows(self) -> Any:
-        rows = self.mixed([self._tokenized(source) for source in self.config.sources])
-        return self._packed(rows, self.config.train.packing)
+        packing = self.config.train.packing
+        return self._packed(self.mixed([self._tokenized(source, packing) for source in self.config.sources]), packing)
 
     @cached_property
     def eval_rows(self) -> Any | None:
@@ -60,13 +61,14 @@ class SFTSession(Session):
             self._say_that_evaluation_is_off()
             return None
         self.train_rows  # noqa: B018  (they decide the template of a tokenizer that has none)
-        packing = self.config.train.eval_packing
-        return self._packed(self._tokenized(source), self.config.train.packing if packing is None else packing)
+        train = self.config.train
+        packing = train.packing if train.eval_packing is None else train.eval_packing
+        return self._packed(self._tokenized(source, packing), packing)
 
     @cached_property
     def model(self) -> Any:
         tokenizer = self.tokenizer
-        model = self._backend.load_policy(self)
+        model = self._backend.load_policy(self, tokenizer=tokenizer)
         fit_embeddings(model, tokenizer)
         return model
 
@@ -76,16 +78,15 @@ class SFTSession(Session):
 
     @property
     def collator(self) -> PackedCollator | PaddedCollator:
-        """Concatenates where rows were packed by `bfd` or padding is unwanted, else pads."""
+        """Concatenates where padding is unwanted, else pads what was not packed by `bfd`."""
         train = self.config.train
-        boundaries = train.packing and train.packing_strategy == "bfd"
-        if train.padding_free or boundaries:
-            return PackedCollator(pad_to_multiple_of=train.pad_to_multiple_of)
-        return PaddedCollator(self.tokenizer.pad_token_id, pad_to_multiple_of=train.pad_to_multiple_of)
+        if train.padding_free:
+            return PackedCollator(train.pad_to_multiple_of)
+        return PackedOrPaddedCollator(self.tokenizer.pad_token_id, train.pad_to_multiple_of)
 
-    def _tokenized(self, source: DatasetConfig) -> Any:
+    def _tokenized(self, source: DatasetConfig, packing: bool) -> Any:
         train = self.config.train
-        wrapped = train.packing and train.packing_strategy == "wrapped"
+        wrapped = packing and train.packing_strategy == "wrapped"
         return tokenize_sft(
             self.raw_rows(source),
             self.tokenizer,
