@@ -99,6 +99,16 @@ def test_same_training_and_evaluation(files: Path, tmp_path: Path, settings: dic
         assert found[0][name] == pytest.approx(found[1][name], abs=2e-4, rel=1e-4), name
 
 
+@pytest.mark.parametrize(("wrote", "reads"), [("trl", "trl"), ("trl", "native"), ("native", "trl")])
+def test_a_reference_that_moves_survives_a_restart(files: Path, tmp_path: Path, wrote: str, reads: str) -> None:
+    """On the backend that wrote the checkpoint, and on the other."""
+    settings = {"sync_ref_model": True, "ref_model_sync_steps": 1, "save_interval": 2, "max_steps": 4}
+    whole = run(files, tmp_path / "run", wrote, **settings).train()
+    again = run(files, tmp_path / "run", reads, **settings)
+    resumed = again.train(resume=str(tmp_path / "run" / "checkpoints" / "checkpoint-2"))
+    assert resumed["train_loss"] == pytest.approx(whole["train_loss"], abs=1e-6 if wrote == reads else 1e-5)
+
+
 def test_nothing_is_said_of_the_text_that_stands_in_for_ours(
     files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

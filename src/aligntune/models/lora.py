@@ -45,7 +45,7 @@ def parts_ends(model: Any) -> bool:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     base = model.get_base_model()
-    return _tied(base) and any(isinstance(end, BaseTunerLayer) for end in _ends(base))
+    return is_tied(base) and any(isinstance(end, BaseTunerLayer) for end in _ends(base))
 
 
 def untie(model: Any) -> None:
@@ -62,7 +62,8 @@ def _ends(model: Any) -> tuple[Any, Any]:
     return model.get_input_embeddings(), model.get_output_embeddings()
 
 
-def _tied(model: Any) -> bool:
+def is_tied(model: Any) -> bool:
+    """Whether embedding and head use one weight, below their adapters if they have any."""
     embedding, head = map(_wrapped, _ends(model))
     return head is not None and embedding.weight is head.weight
 

@@ -29,7 +29,7 @@ class OnlineState(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)  # another process may not have written its part yet
-        torch.save(collect(self.trainer), folder / _name(self.trainer))
+        torch.save(collect(self.trainer), folder / own_name(args))
 
 
 def collect(trainer: OnlineTrainer) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def restore(trainer: OnlineTrainer, checkpoint: Path) -> None:
     whole = {file.name for file in files} == names(trainer.args.world_size)
     first = trainer.args.process_index == 0
     if whole:
-        files = [checkpoint / _name(trainer)]
+        files = [checkpoint / own_name(trainer.args)]
     else:
         logger.warning("the number of processes changed: the rollout in progress is drawn anew")
     states = [
@@ -82,5 +82,6 @@ def names(world: int) -> set[str]:
     return {STATE} if world == 1 else {f"{rank}.{STATE}" for rank in range(world)}
 
 
-def _name(trainer: OnlineTrainer) -> str:
-    return STATE if trainer.args.world_size == 1 else f"{trainer.args.process_index}.{STATE}"
+def own_name(args: Any) -> str:
+    """The file of this process."""
+    return STATE if args.world_size == 1 else f"{args.process_index}.{STATE}"

@@ -9,12 +9,10 @@ whole batch from one pass without gradient.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
 
 from aligntune.algorithms.base import AlgorithmSpec
 from aligntune.algorithms.batch import Normalizers, PairLogProbs, combine_metrics
@@ -24,15 +22,12 @@ from aligntune.trainers.length_groups import GroupsByLength
 from aligntune.trainers.native import NativeTrainer
 from aligntune.trainers.pair_batches import Pairs, Step
 from aligntune.trainers.pairs_evaluating import PairsEvaluation
-from aligntune.trainers.parallel import AutocastLoss, wait_for_all
+from aligntune.trainers.parallel import AutocastLoss
 from aligntune.trainers.passes import SharesInPieces
-from aligntune.trainers.reference import Reference, SyncReference
-
-STATE = "reference.pt"
-"""File in a checkpoint that holds a reference which synchronisation has moved."""
+from aligntune.trainers.reference import KeepsReference, Reference, SavesReference, SyncReference
 
 
-class PairsTrainer(SharesInPieces, PairsEvaluation, GroupsByLength, AutocastLoss, NativeTrainer):
+class PairsTrainer(KeepsReference, SharesInPieces, PairsEvaluation, GroupsByLength, AutocastLoss, NativeTrainer):
     """`reference` is None where the algorithm needs none, or all of its log-probabilities are in the rows."""
 
     def __init__(
@@ -54,7 +49,7 @@ class PairsTrainer(SharesInPieces, PairsEvaluation, GroupsByLength, AutocastLoss
             self.add_callback(
                 SyncReference(reference, self.model, settings.ref_model_mixup_alpha, settings.ref_model_sync_steps)
             )
-            self.add_callback(_SavesReference(self))
+            self.add_callback(SavesReference(self))
 
     # transformers' hooks --------------------------------------------------------------------------------------------
 
@@ -103,13 +98,6 @@ class PairsTrainer(SharesInPieces, PairsEvaluation, GroupsByLength, AutocastLoss
             self._logged = []
         super().log(logs, *args, **kwargs)
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        if self.reference is not None and isinstance(resume_from_checkpoint, (str, Path)):
-            moved = Path(resume_from_checkpoint) / STATE
-            if moved.exists():
-                self.reference.load_state_dict(torch.load(moved, map_location="cpu", weights_only=True))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-
     # A step ---------------------------------------------------------------------------------------------------------
 
     def _steps(self, batches: Sequence[Pairs]) -> list[Step]:
@@ -148,22 +136,3 @@ class PairsTrainer(SharesInPieces, PairsEvaluation, GroupsByLength, AutocastLoss
             for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")
         ]
         return PairLogProbs(*everyone), self.accelerator.process_index * len(mine.chosen)
-
-    # Checkpoints ----------------------------------------------------------------------------------------------------
-
-    def save_reference(self, checkpoint: Path) -> None:
-        """Write a reference that has moved, so that a resumed run goes on from it."""
-        state = self.reference.state_dict() if self.reference is not None else {}
-        if state and self.is_world_process_zero():
-            torch.save(state, checkpoint / STATE)
-        wait_for_all()
-
-
-class _SavesReference(TrainerCallback):
-    """Writes a reference that has moved beside every checkpoint."""
-
-    def __init__(self, trainer: PairsTrainer) -> None:
-        self.trainer = trainer
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.save_reference(Path(args.output_dir) / f"checkpoint-{state.global_step}")

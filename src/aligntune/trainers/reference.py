@@ -15,7 +15,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,15 @@ from aligntune.models.forward import packed_log_probs, runs_padded, use_padding
 from aligntune.models.load import load_model
 from aligntune.models.lora import parts_ends, untie
 from aligntune.models.packed import PackedRows
-from aligntune.models.save import merged
+from aligntune.models.save import merged, set_weights
 from aligntune.models.tokenizer import fit_embeddings
 from aligntune.models.wrapped import unwrapped
+from aligntune.trainers.parallel import wait_for_all
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
 
 
 class Reference:
@@ -37,7 +44,8 @@ class Reference:
 
     def __init__(self, model: nn.Module, mode: str, adapter: str | None = None) -> None:
         self.model, self.mode, self.adapter = model, mode, adapter
-        self._moved = False
+        self.moved = False
+        """Whether its weights are no longer those that can be loaded again; true from the start where others move it."""
 
     @classmethod
     def build(cls, session: Any, policy: nn.Module) -> Reference:
@@ -80,17 +88,23 @@ class Reference:
         for mine, theirs in zip(self.model.parameters(), inner.parameters(), strict=True):
             whole = theirs.full_tensor() if isinstance(theirs, DTensor) else theirs
             mine.lerp_(whole.to(mine.dtype), alpha)
-        self._moved = True
+        self.moved = True
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights, where a synchronisation has moved them; else empty, since they can be loaded again."""
-        return self.model.state_dict() if self._moved else {}
+        """The weights, where a synchronisation has moved them; else empty, since they can be loaded again. Where they are sharded,
+        every process must ask."""
+        if not self.moved:
+            return {}
+        return {
+            name: weight.full_tensor() if isinstance(weight, DTensor) else weight
+            for name, weight in self.model.state_dict().items()
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`."""
         if state:
-            self.model.load_state_dict(state)
-            self._moved = True
+            set_weights(self.model, state, "the checkpoint's reference")
+            self.moved = True
 
     @contextmanager
     def _active(self) -> Iterator[None]:
@@ -122,3 +136,37 @@ class SyncReference(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.every == 0:
             self.reference.sync(self.policy, self.alpha)
+
+
+STATE = "reference.pt"
+"""File in a checkpoint that holds a reference which synchronisation has moved."""
+
+
+class KeepsReference(_Base):
+    """Mixin of a `transformers.Trainer`: a `reference` that moves is in its checkpoints."""
+
+    reference: Reference | None
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        if self.reference is not None and isinstance(resume_from_checkpoint, (str, Path)):
+            moved = Path(resume_from_checkpoint) / STATE
+            if moved.exists():
+                self.reference.load_state_dict(torch.load(moved, map_location="cpu", weights_only=True))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def save_reference(self, checkpoint: Path) -> None:
+        """Write a reference that has moved, so that a resumed run goes on from it."""
+        state = self.reference.state_dict() if self.reference is not None else {}
+        if state and self.is_world_process_zero():
+            torch.save(state, checkpoint / STATE)
+        wait_for_all()
+
+
+class SavesReference(TrainerCallback):
+    """Writes a reference that has moved beside every checkpoint."""
+
+    def __init__(self, trainer: KeepsReference) -> None:
+        self.trainer = trainer
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.save_reference(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -48,6 +48,8 @@ def dpo(run: RLRunConfig) -> str | None:
         return "computes sft and aot losses on micro-batches, not on the optimiser batch"
     if train.use_weighting and (train.rpo_alpha or "sft" in losses):
         return "weighs the sft term by use_weighting too"
+    if train.sync_ref_model and run.launch.strategy == "zero3" and run.launch.is_active:
+        return "cannot keep a reference that moves in checkpoints under zero3 (sync_ref_model)"
     named = {
         "padding_free": train.padding_free, "use_liger_kernel": train.use_liger_kernel,
         "ref_model_init_kwargs": bool(model.ref_model_init_kwargs), "model_adapter_name": model.model_adapter_name is not None,

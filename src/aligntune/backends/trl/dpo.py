@@ -19,7 +19,7 @@ from aligntune.algorithms.dpo import loss_weights
 from aligntune.trainers.arguments import training_arguments
 from aligntune.trainers.length_groups import GroupsByLength
 from aligntune.trainers.pairs_evaluating import PairsEvaluation
-from aligntune.trainers.reference import Reference
+from aligntune.trainers.reference import KeepsReference, Reference, SavesReference
 
 if TYPE_CHECKING:
     from aligntune.config.run import RLRunConfig
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-class ExactDPOTrainer(PairsEvaluation, GroupsByLength, DPOTrainer):
+class ExactDPOTrainer(KeepsReference, PairsEvaluation, GroupsByLength, DPOTrainer):
     """`DPOTrainer` whose evaluation is exact under any batch size, and ours."""
 
     held_out: Any = None
@@ -99,6 +99,9 @@ def dpo_trainer(session: PairsSession, callbacks: Sequence[Any]) -> ExactDPOTrai
         run.train.seed
     )  # computing the reference has drawn random numbers, which would decide the order of the rows
     trainer.set_algorithm(session.spec, run.train, reference)
+    if run.train.sync_ref_model and reference is not None:
+        reference.moved = True  # by TRL
+        trainer.add_callback(SavesReference(trainer))
     trainer.held_out, trainer.quality = held_out, session.shots
     return trainer
 

@@ -7,7 +7,7 @@ order. The loss and the loop are TRL's. Its dataset holds row numbers as prompts
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,22 +15,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from aligntune.config.enums import AlgorithmType
+from aligntune.models.lora import is_tied, untie
 from aligntune.trainers.arguments import training_arguments
 from aligntune.trainers.online_metrics import Meter, of_all_processes
+from aligntune.trainers.online_state import STATE, own_name
 from aligntune.trainers.rollout_phase import length_metrics, reward_arguments, with_headline
 
 if TYPE_CHECKING:
     from aligntune.config.run import RLRunConfig
     from aligntune.trainers.online import OnlineSession
 
-REWARDS = "rewards.json"
-"""File in a checkpoint with the running means of normalised rewards."""
+logger = logging.getLogger(__name__)
 
 OUR_NAMES = {
     "clip_ratio/low_mean": "clip_fraction_low",
@@ -67,10 +69,31 @@ class SessionGRPOTrainer(GRPOTrainer, OurMetrics):
         return DataLoader(self.train_dataset, batch_sampler=PhaseRows(self), collate_fn=list)  # type: ignore[arg-type]
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        saved = Path(str(resume_from_checkpoint)) / REWARDS
-        if resume_from_checkpoint is not None and saved.exists():
-            self.session.rewards.load_state_dict(json.loads(saved.read_text()))
+        if isinstance(resume_from_checkpoint, (str, Path)):
+            self._restore(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def collected(self) -> dict[str, Any]:
+        """What a checkpoint needs beside TRL's own files, as the native trainer writes it."""
+        phase = self.state.global_step // self.session.plan.steps
+        reference = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
+        return {
+            "phase": phase, "done": 0, "order": None, "position": phase * self.session.stream().phase, "rollout": None,
+            "tokens": self.state.num_input_tokens_seen if self.is_world_process_zero() else 0,
+            "rewards": self.session.rewards.state_dict(), "critic": None, "critic_optimizer": None,
+            "reference": {} if reference is None else reference.state_dict(),
+        }  # fmt: skip
+
+    def _restore(self, checkpoint: Path) -> None:
+        files = [checkpoint / own_name(self.args), *sorted(checkpoint.glob(f"*{STATE}"))]
+        file = next((file for file in files if file.exists()), None)
+        if file is None:
+            logger.warning("%s holds no %s: running means of rewards begin anew", checkpoint, STATE)
+            return
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        self.session.rewards.load_state_dict(state["rewards"])
+        if state["reference"] and self.ref_model is not None:
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(state["reference"])
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         found = self.held_out(self.state.global_step) if self.held_out is not None else {}
@@ -185,6 +208,8 @@ def _use_our_reference(trainer: SessionGRPOTrainer) -> None:
     if trainer.ref_model is None:
         return
     reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+    if is_tied(reference) and not is_tied(trainer.model):
+        untie(reference)
     rows = trainer.model.get_input_embeddings().weight.shape[0]
     if reference.get_input_embeddings().weight.shape[0] != rows:
         reference.resize_token_embeddings(rows)
@@ -224,15 +249,15 @@ class _Rewards:
 
 
 class _OnlineParts(TrainerCallback):
-    """Keeps the running means of rewards with checkpoints, and takes TRL's reference adapter off when training ends."""
+    """Keeps running means of rewards and a reference that moves with checkpoints, and takes TRL's reference adapter off when training ends."""
 
     def __init__(self, trainer: SessionGRPOTrainer) -> None:
         self.trainer = trainer
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        means = self.trainer.session.rewards.state_dict()
-        if means and state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / REWARDS).write_text(json.dumps(means))
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)  # another process may not have written its part yet
+        torch.save(self.trainer.collected(), folder / own_name(args))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
