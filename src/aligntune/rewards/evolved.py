@@ -116,6 +116,8 @@ def _param(rewards: RewardSet, name: str, bounds: Sequence[float], fixed: str | 
         ]
         raise ConfigError(f"{where}: is not a number that {reward} takes; it takes {', '.join(numbers) or 'none'}")
     low, high = bounds
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ConfigError(f"{where}: evolves between {low:g} and {high:g}; both must be finite numbers")
     if not low < start < high:
         raise ConfigError(f"{where}: evolves between {low:g} and {high:g}, and starts outside at {start:g}")
     return Gene(name, place, float(start), param, float(low), float(high), isinstance(start, int))

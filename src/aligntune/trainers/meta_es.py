@@ -346,7 +346,7 @@ class Evolution:
 
     def _load(self, path: Path) -> None:
         """Continue a saved evolution; ConfigError names the settings in which it differs from this run."""
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = _read_state(path)
         differing = [
             name
             for name in {**saved["problem"], **self.problem}
@@ -386,3 +386,13 @@ def _state_file(given: str) -> Path:
     if not path.is_file():
         raise ConfigError(f"train.resume: there is no {path}; give the folder of a Meta-ES run, or its evolution.json")
     return path
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: is damaged or no text ({error}); resume from another evolution.json") from error
+    if not isinstance(saved, dict) or not {"state", "observed", "history", "problem"} <= saved.keys():
+        raise ConfigError(f"{path}: is not the evolution.json of a Meta-ES run; resume from that of one")
+    return saved

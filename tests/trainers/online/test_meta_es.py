@@ -77,6 +77,13 @@ def test_a_missing_state_is_named(evolve: Evolve, tmp_path: Path) -> None:
         evolve(resume=str(tmp_path / "nowhere")).train()
 
 
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_a_file_that_holds_no_state_is_named(evolve: Evolve, tmp_path: Path, content: str) -> None:
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"state.json: is .*evolution.json"):
+        evolve(resume=str(tmp_path / "state.json")).train()
+
+
 def test_a_finished_evolution_is_not_replaced_unasked(evolve: Evolve) -> None:
     evolve(meta_iterations=1, T=1).train()
     with pytest.raises(ConfigError, match="already holds a run"):
@@ -219,6 +226,7 @@ def test_genes_by_hand() -> None:
 @pytest.mark.parametrize(("params", "message"), [
     ({"digit.scale": [0, 1]}, "REWARD.PARAM with one of the rewards digits, longer"), ({"digits.skale": [0, 1]}, "takes scale, least"),
     ({"digits.scale": [2.0, 3.0]}, "starts outside at 1"), ({"longer.scale": [0, 1]}, "takes none"),
+    ({"digits.scale": [0.0, math.inf]}, "must be finite"),
 ])  # fmt: skip
 def test_genes_refused(params: dict[str, list[float]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
