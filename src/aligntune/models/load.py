@@ -16,7 +16,7 @@ from aligntune.config import rl, sft
 from aligntune.errors import ConfigError, ModelError, require
 from aligntune.models.files import explain_missing, is_model_folder
 from aligntune.models.kernels.attention import VARLEN, resolve_attention
-from aligntune.models.lora import add_lora, merge
+from aligntune.models.lora import add_lora, head_names, merge, task_of
 from aligntune.models.precision import Precision, device
 from aligntune.models.start import base_of, name_adapters, start_of
 from aligntune.models.tokenizer import fit_embeddings
@@ -110,8 +110,11 @@ def merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedMode
 
 
 def with_adapter(model: PreTrainedModel, adapter: str | Path) -> Any:
-    """The model under a saved adapter, as PEFT runs it. Raises `ModelError` when the two do not fit."""
-    from peft import PeftModel
+    """The model under a saved adapter, as PEFT runs it. Raises `ModelError` when the two do not fit.
+
+    A classifier's head in the adapter that is of another shape than the model's is left out.
+    """
+    from peft import PeftConfig, PeftModel
 
     if not any((Path(adapter) / f"adapter_model.{kind}").exists() for kind in ("safetensors", "bin")):
         raise ModelError(f"{adapter}: has an adapter_config.json, but no weights (adapter_model.safetensors)")
@@ -121,7 +124,11 @@ def with_adapter(model: PreTrainedModel, adapter: str | Path) -> Any:
             model.resize_token_embeddings(rows)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Found missing adapter keys")
-            adapted = PeftModel.from_pretrained(model, str(adapter))
+            config = PeftConfig.from_pretrained(str(adapter))
+            other = _other_head(model, Path(adapter))
+            if other:
+                config.modules_to_save = config.task_type = None  # by its task PEFT would look for a head
+            adapted = PeftModel.from_pretrained(model, str(adapter), config=config, ignore_mismatched_sizes=other)
     except SafetensorError as error:
         raise ModelError(f"{adapter}: its weight file is damaged or cut off ({error}); copy it again") from error
     except (RuntimeError, ValueError, UserWarning) as error:
@@ -131,6 +138,21 @@ def with_adapter(model: PreTrainedModel, adapter: str | Path) -> Any:
         kind = adapted.peft_config["default"].peft_type.value
         raise ModelError(f"{adapter}: is of the kind {kind}, which has no weights that could be added to the model's")
     return adapted
+
+
+def _other_head(model: PreTrainedModel, adapter: Path) -> bool:
+    """Whether an adapter has a head for other classes than the model's, or for another task."""
+    file = adapter / "adapter_model.safetensors"
+    if task_of(model) is None or not file.exists():
+        return False
+    own = {
+        f"base_model.model.{name}.{part}": list(weight.shape)
+        for name in head_names(model)
+        for part, weight in model.get_submodule(name).named_parameters()
+    }
+    with safe_open(file, framework="pt") as tensors:
+        given = {key: tensors.get_slice(key).get_shape() for key in tensors.keys() if ".lora_" not in key}  # noqa: SIM118
+    return any(given.get(key) != shape for key, shape in own.items())
 
 
 def _shortly(error: Exception) -> str:

@@ -25,8 +25,8 @@ def add_lora(model: Any, lora: LoraSettings, *, head: bool = False) -> Any:
         lora_dropout=lora.dropout,
         bias=lora.bias,  # type: ignore[arg-type]
         target_modules=lora_targets(model, lora),
-        modules_to_save=_head_names(model) if head else None,
-        task_type=_task(model) if head else "CAUSAL_LM",
+        modules_to_save=head_names(model) if head else None,
+        task_type=task_of(model) if head else "CAUSAL_LM",
     )
     adapted = get_peft_model(model, config)
     _leave_inputs_to_autocast(adapted)
@@ -90,7 +90,7 @@ def _cast_input(layer: Any, x: Tensor | None, dtype: torch.dtype) -> Tensor | No
     return cast
 
 
-def _task(model: Any) -> str | None:
+def task_of(model: Any) -> str | None:
     """PEFT's name for what the head does; by it PEFT keeps adapters off the head."""
     name = type(model).__name__
     tasks = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
@@ -126,7 +126,7 @@ def _is_linear(module: Any) -> bool:
     return hasattr(module, "in_features") and hasattr(module, "out_features")
 
 
-def _head_names(model: Any) -> list[str]:
+def head_names(model: Any) -> list[str]:
     """The head's module names: the direct children outside the base model that hold parameters."""
     return [
         name

@@ -191,6 +191,25 @@ def test_a_class_that_training_never_saw(root: Path, tmp_path: Path) -> None:
         session(root, "text_classification", tmp_path / "out", eval_dataset={"name": str(data)}).train()
 
 
+@pytest.mark.parametrize("task", list(ROWS))
+def test_an_adapter_of_other_classes_or_another_task_gets_a_new_head(root: Path, tmp_path: Path, task: str) -> None:
+    """As a whole classifier does; what the adapter learnt below the head stays."""
+    first = session(root, "text_classification", tmp_path / "one", peft_enabled=True, max_steps=1)
+    first.train()
+    rows = [{**row, "label": "x" if row["label"] == "cat" else "y"} for row in texts(16, 0)]
+    other = tiny.write_rows(tmp_path / "rows.jsonl", rows if task == "text_classification" else sentences(16, 0))
+    settings = {
+        "model": {"name_or_path": str(tmp_path / "one" / "model")},
+        "dataset": {"name": str(other), "task_type": task},
+    }
+    again = create_sft_trainer(
+        **settings, eval_dataset=None, precision="fp32", output_dir=str(tmp_path / "two"), loggers="none"
+    )
+    assert again.model.config.num_labels == len(again.labels.names)
+    expected = first.model.merge_and_unload().model.layers[0].self_attn.q_proj.weight
+    torch.testing.assert_close(again.model.model.layers[0].self_attn.q_proj.weight, expected)
+
+
 def test_an_unknown_best_metric(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"acuracy.*did you mean eval_accuracy"):
         session(root, "text_classification", tmp_path, metric_for_best_model="eval_acuracy").train()
