@@ -232,6 +232,7 @@ def _model(settings: RewardTraining) -> RewardModel:
         raise ModelError(explain_missing(name, "base model", error)) from error
     if base is not None:
         model = merge_adapter(model, name)
+        model.merged_adapter = name  # these weights exist nowhere on disk: see save_model
     settle(model, tokenizer)
     fit_embeddings(model, tokenizer)
     if settings.lora is not None:
@@ -261,6 +262,8 @@ def hold_out(keys: Sequence[Hashable], share: float, seed: int) -> tuple[list[in
 
 def _train(settings: RewardTraining, judge: RewardModel, task: _Task) -> Trained:
     """Train on all rows but those held out, measure these, and write the model."""
+    if not 0 <= settings.held_out < 1:
+        raise ConfigError(f"held_out: is {settings.held_out}; it is a share of the rows, from 0 to below 1")
     names = task.measure([]).names
     if settings.best_metric not in (None, *names):
         raise ConfigError(f"best_metric: {settings.best_metric} is not measured; choose of {', '.join(names)}, or none")
@@ -299,7 +302,7 @@ def _train(settings: RewardTraining, judge: RewardModel, task: _Task) -> Trained
         with run.staged("model") as folder:
             save_model(judge.model, judge.tokenizer, folder)
             scale = getattr(judge.model.config, "reward_scale", None)
-            if settings.lora is not None and scale is not None:
+            if (folder / "adapter_config.json").exists() and scale is not None:
                 (folder / SCALE_FILE).write_text(json.dumps(scale), encoding="utf-8")
     logger.info("reward model, %d rows held out: %s", len(held), metrics)
     return Trained(run.model, judge, metrics | {"held_out_rows": len(held)})

@@ -92,6 +92,21 @@ def test_an_adapter_that_is_loaded_scores_in_the_rewards_own_units(tmp_path: Pat
     assert all(1500 < score < 4500 for score in scores)  # labels are 2300 to 3300; standardised ones are near 0
 
 
+def test_an_adapter_on_top_of_an_adapter_comes_back(tmp_path: Path) -> None:
+    """The first one's weights are in no folder but its own: the model is written whole."""
+    base, lora = tiny.write_model(tmp_path / "base"), LoraSettings(4, 8, 0.0, None, False)
+    for name in ("one", "two"):
+        done = train_on_pairs(pairs(12), RewardTraining(str(base), str(tmp_path / name), 1, 3e-2, 4, 1, lora=lora))
+        base = done.folder
+    asked, said = ["say it"] * 2, ["yes cat", "no cat"]
+    assert load(str(base), device="cpu")(asked, said) == pytest.approx(done.model(asked, said), abs=1e-5)
+    again = train_on_texts(
+        config(tmp_path, reward_functions=[hundreds], base_model_name=str(tmp_path / "one" / "model"), num_epochs=1),
+        lora=lora,
+    )
+    assert load(str(again.folder), device="cpu")([""], ["dog"]) == pytest.approx(again.model([""], ["dog"]), rel=1e-5)
+
+
 def test_pair_losses_by_hand() -> None:
     scores = torch.tensor([1.0, 3.0, 0.0, 3.0])  # two chosen, then two rejected
     assert pair_losses(scores, torch.zeros(2)).tolist() == pytest.approx([math.log(1 + math.exp(-1)), math.log(2)])
@@ -124,6 +139,8 @@ def test_bad_requests(tmp_path: Path) -> None:
         train_on_texts(config(tmp_path, reward_functions=[constant]))
     with pytest.raises(DataError, match="at least 2"):
         train_on_pairs(pairs(1), RewardTraining("x", str(tmp_path)))
+    with pytest.raises(ConfigError, match="held_out"):
+        train_on_pairs(pairs(4), RewardTraining(str(tmp_path / "base"), str(tmp_path / "share"), held_out=1.5))
     with pytest.raises(ModelError, match="head"):
         load(str(tmp_path / "base"))
     for row, message in (({"chosen": None}, "row 1: chosen is None"), ({"prompt": None}, "row 1: prompt is None")):
