@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
 from aligntune.core.backend_factory import create_sft_trainer
-from aligntune.errors import ConfigError, DataError
+from aligntune.errors import ConfigError, DataError, ModelError
 from aligntune.models.save import merged, same_logits
 from aligntune.reporting.text import without_timing
 from shell import aligntune, start
@@ -52,6 +52,7 @@ def losses(found: Any) -> list[float]:
 @pytest.mark.adapter
 @pytest.mark.parametrize("settings", [
     {}, {"use_peft": True, "lora_dropout": 0.0}, {"loss_type": "dft"}, {"label_smoothing_factor": 0.1}, {"assistant_only_loss": True},
+    {"packing": True, "remove_unused_columns": True},
 ], ids=str)  # fmt: skip
 def test_trl_and_native_train_alike(files: Path, settings: dict[str, Any]) -> None:
     one, other = (
@@ -72,6 +73,12 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_computed(
 ) -> None:
     plain = losses(trainer(files, backend=backend, output_dir=files / "plain"))
     assert losses(trainer(files, backend=backend, **settings)) == pytest.approx(plain, abs=2e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_adapter_of_the_head_is_refused(files: Path, backend: str) -> None:
+    with pytest.raises(ModelError, match="leave lm_head out of target_modules"):
+        trainer(files, backend=backend, use_peft=True, target_modules=["lm_head"]).train()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -42,9 +42,12 @@ class TRLBackend:
         return f"TRL has no {run.algorithm.value}"
 
     def load_policy(self, session: Session, **head: Any) -> Any:
+        from aligntune.models.forward import model_head
         from aligntune.models.load import load_policy
 
-        return load_policy(session.config.model, session.precision, seed=session.config.train.seed, **head)
+        model = load_policy(session.config.model, session.precision, seed=session.config.train.seed, **head)
+        model_head(model)  # raises where an adapter lies around it, which TRL does not train either
+        return model
 
     def build_trainer(self, session: Any, callbacks: Sequence[Any]) -> Any:
         if session.config.algorithm is AlgorithmType.SFT:

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 class ExactSFTTrainer(LanguageModelEvaluation, GroupsByLength, SFTTrainer):
     """`SFTTrainer` whose evaluation loss is exact under any batch size."""
 
+    def _set_signature_columns_if_needed(self) -> None:
+        """Those that `remove_unused_columns` keeps: TRL would drop the positions, by which packed documents stay apart."""
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns = [*(self._signature_columns or ()), "position_ids"]
+
 
 def sft_trainer(session: SFTSession, callbacks: Sequence[Any]) -> ExactSFTTrainer:
     """The trainer of a session, with nothing left to TRL's defaults."""
