@@ -262,8 +262,6 @@ def hold_out(keys: Sequence[Hashable], share: float, seed: int) -> tuple[list[in
 
 def _train(settings: RewardTraining, judge: RewardModel, task: _Task) -> Trained:
     """Train on all rows but those held out, measure these, and write the model."""
-    if not 0 <= settings.held_out < 1:
-        raise ConfigError(f"held_out: is {settings.held_out}; it is a share of the rows, from 0 to below 1")
     names = task.measure([]).names
     if settings.best_metric not in (None, *names):
         raise ConfigError(f"best_metric: {settings.best_metric} is not measured; choose of {', '.join(names)}, or none")
