@@ -5,6 +5,7 @@ Hub names in them are folders here, which hold a tiny model.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -128,6 +129,15 @@ def test_the_python_of_a_page(place: Path, page: str) -> None:
     if page == "docs/online-rl.md":
         tiny.write_rows(place / "held_out.jsonl", [{"prompt": "1 + 1 = ?", "answer": "2"}])
     exec(compile(code, page, "exec"), {})
+
+
+def test_the_loss_of_ones_own(place: Path) -> None:
+    functions, code = blocks("docs/own-loss.md", "python")
+    (place / "mine.py").write_text(functions)
+    exec(compile(code, "docs/own-loss.md", "exec"), {})
+    rows = [json.loads(line) for line in (place / "output" / "cispo" / "metrics.jsonl").read_text().splitlines()]
+    assert "clipped_share" in rows[0]
+    assert "approx_kl" in rows[0]
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 import tiny
 from aligntune.config import rl
@@ -126,6 +127,10 @@ def mode(s: Any) -> Any:
 def lines(s: Any) -> list[dict[str, Any]]:
     s.train(overwrite=True)
     return [json.loads(line) for line in s.directory.metrics.path.read_text().splitlines()]
+
+
+def callbacks(s: Any) -> list[str]:
+    return [type(each).__name__ for each in s.build_trainer().callback_handler.callbacks]
 
 
 def losses(s: Any) -> Any:
@@ -277,6 +282,8 @@ CASES: list[Case] = [
     Case("train.truncation_mode", "keep_start", rows, base={"train.max_prompt_length": 9}),
     Case("train.beta", 0.5, loss),
     Case("train.loss_type", "hinge", loss),
+    Case("train.loss_function", "live.test_live_dpo:chosen_alone", loss),
+    Case("train.callbacks", ["live.test_live_dpo:Watcher"], callbacks),
     Case("train.loss_weights", {"sigmoid": 0.5, "sft": 1.0}, loss),
     Case("train.f_divergence_type", "js_divergence", loss),
     Case("train.f_alpha_divergence_coef", 0.5, loss, base={"train.f_divergence_type": "alpha_divergence"}),
@@ -329,6 +336,14 @@ CASES: list[Case] = [
     Case("eval_split", "test", lambda s: len(s.eval_rows), base={"dataset.name": Here("splits")}, against="train"),
     Case("eval_dataset", {"name": Here("held.jsonl")}, lambda s: s.eval_rows is None),
 ]  # fmt: skip
+
+
+def chosen_alone(batch: Any, config: Any, normalizers: Any) -> torch.Tensor:
+    return -batch.chosen_log_probs[batch.chosen_mask].sum() / normalizers.num_tokens
+
+
+class Watcher(TrainerCallback):
+    """Does nothing."""
 
 
 def shout(row: dict[str, Any], mark: str = "!") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 import tiny
 from aligntune.config import applies, rl
@@ -340,6 +341,9 @@ CASES: list[Case] = [
     Case("train.cliprange", 0.001, loss, base=MOVED),
     Case("train.cliprange_high", 0.001, loss, base=MOVED),
     Case("train.loss_type", "dr_grpo", loss, base=MOVED | UNEVEN),
+    Case("train.loss_function", "live.test_live_online:likelihood", loss, base=MOVED),
+    Case("train.advantage_function", "live.test_live_online:plain_rewards", rollout("advantages")),
+    Case("train.callbacks", ["live.test_live_online:Watcher"], lambda s: "Watcher" in [type(each).__name__ for each in s.build_trainer().callback_handler.callbacks]),
     Case("train.scale_rewards", "none", rollout("advantages")),
     Case("train.mask_truncated_completions", False, rollout("loss_mask"), against=True),
     Case("train.grpo_alpha", 0.05, loss, base=MOVED),
@@ -380,6 +384,18 @@ CASES: list[Case] = [
     Case("eval_dataset", {"name": Here("held.jsonl")}, lambda s: s.eval_rows is None),
     Case("rewards", [{"type": "length"}], lambda s: s.rewards.names),
 ]  # fmt: skip
+
+
+def likelihood(batch: Any, config: Any, normalizers: Any) -> torch.Tensor:
+    return -batch.log_probs[batch.completion_mask].sum() / normalizers.num_tokens
+
+
+def plain_rewards(rollouts: Any, config: Any, all_sum: Any) -> torch.Tensor:
+    return rollouts.rewards.view(-1)
+
+
+class Watcher(TrainerCallback):
+    """Does nothing."""
 
 
 def shout(row: dict[str, Any], mark: str = "!") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 import tiny
 from aligntune.config import sft
@@ -111,6 +112,10 @@ def loss(s: Any) -> float:
     trainer.model.train()
     torch.manual_seed(0)
     return round(float(trainer.compute_loss(trainer.model, inputs).detach()), 6)
+
+
+def called(s: Any) -> list[str]:
+    return [type(each).__name__ for each in s.build_trainer().callback_handler.callbacks]
 
 
 def metric_names(s: Any) -> Any:
@@ -246,6 +251,8 @@ CASES: list[Case] = [
     Case("train.completion_only_loss", True, rows),
     Case("train.assistant_only_loss", True, rows),
     Case("train.loss_type", "dft", loss),
+    Case("train.loss_function", "live.test_live_sft:squared", loss, base={"backend": "native"}),
+    Case("train.callbacks", ["live.test_live_sft:Watcher"], called),
     Case("train.activation_offloading", True, refusal),
     Case("train.use_flash_attention_2", False, lambda s: s.config.model.attn_implementation),
     Case("train.gradient_checkpointing", False, arg("gradient_checkpointing")),
@@ -281,6 +288,14 @@ CASES: list[Case] = [
     Case("skip_backends", ["native"], lambda s: s.backend, base={"backend": "auto"}),
     Case("eval_split", "test", lambda s: len(s.eval_rows), base={"dataset.name": Here("splits")}, against="train"),
 ]  # fmt: skip
+
+
+def squared(log_probs: torch.Tensor) -> torch.Tensor:
+    return log_probs**2
+
+
+class Watcher(TrainerCallback):
+    """Does nothing."""
 
 
 def shout(row: dict[str, Any], mark: str = "!") -> dict[str, Any]:

@@ -19,6 +19,8 @@ _TRAIN: dict[frozenset[A], str] = {
          "label_smoothing use_weighting rpo_alpha ld_alpha discopop_tau",
     GROUP_RELATIVE | DPO: "beta loss_type",
     GROUP_RELATIVE: "grpo_alpha grpo_beta num_generations scale_rewards",
+    ALL - {A.META_ES}: "loss_function",
+    ONLINE - {A.META_ES}: "advantage_function",
     frozenset({A.GSPO}): "gspo_gamma gspo_delta",
 }  # fmt: skip
 

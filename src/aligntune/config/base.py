@@ -130,6 +130,12 @@ def _callable_or_path(value: object) -> object:
     raise ValueError("should be a callable, 'module:function' or 'file.py:function'")
 
 
+def _callback(value: object) -> object:
+    if hasattr(value, "on_step_end") or (isinstance(value, str) and ":" in value):
+        return value
+    raise ValueError("should be a TrainerCallback of transformers, a class of it, 'module:Class' or 'file.py:Class'")
+
+
 Text = Annotated[str, BeforeValidator(_path_text)]
 """A string; path objects are accepted."""
 
@@ -141,6 +147,9 @@ Named = Annotated[str, BeforeValidator(_path_text), AfterValidator(_not_empty)]
 
 Function = Annotated[Any, BeforeValidator(_callable_or_path)]
 """A callable, or its address: 'module:function' or 'file.py:function'."""
+
+Callback = Annotated[Any, BeforeValidator(_callback)]
+"""A `TrainerCallback` of transformers, its class, or the address of that: 'module:Class' or 'file.py:Class'."""
 
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=0)]

@@ -21,6 +21,7 @@ REFUSED: dict[Path, str] = {
     ("train", "completion_only_loss"): _ONE_LABEL,
     ("train", "assistant_only_loss"): _ONE_LABEL,
     ("train", "loss_type"): _ONE_LABEL,
+    ("train", "loss_function"): _ONE_LABEL,
     ("train", "activation_offloading"): "is for language modelling",
     ("model", "compile"): "is for language modelling",
     ("model", "selective_checkpointing"): "is for language modelling",

@@ -278,6 +278,11 @@ def _sft_contradictions(config: SFTRunConfig) -> Iterator[tuple[Path, str]]:
     train = config.train
     if train.label_smoothing_factor and train.loss_type == "dft":
         yield ("train", "label_smoothing_factor"), "is defined for loss_type nll, not dft"
+    if train.loss_function is not None:
+        if train.is_set("loss_type"):
+            yield ("train", "loss_type"), "has no effect beside loss_function: keep one"
+        if train.label_smoothing_factor:
+            yield ("train", "label_smoothing_factor"), "has no effect beside loss_function: leave it out"
     if train.completion_only_loss is False and train.assistant_only_loss:
         yield ("train", "assistant_only_loss"), "and completion_only_loss: false contradict each other"
     if config.model.num_labels is not None and not all(source.task_type.is_classification for source in config.sources):

@@ -41,7 +41,7 @@ def section_to_yaml(key: str, section: Section, comment: str = "") -> str:
 
 
 def plain_tree(resolved: Resolved) -> tuple[dict[str, Any], list[str]]:
-    """What was set or derived as plain data, and the callables in it that another process could not import."""
+    """What was set or derived as plain data, and the callables and callbacks in it that another process could not import."""
     config = resolved.config
     shown_elsewhere = {path for group in groups(config.algorithm) for path in group.members if path != group.canonical}
     data: dict[str, Any] = {"algorithm": config.algorithm.value}
@@ -71,7 +71,7 @@ def _plain(value: Any, at: Path, lost: list[str]) -> Any:
         return {str(key): _plain(part, (*at, str(key)), lost) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(part, (*at, index), lost) for index, part in enumerate(value)]
-    if callable(value):
+    if callable(value) or hasattr(value, "on_step_end"):
         named = value if hasattr(value, "__qualname__") else type(value)  # of an object, its class says what it is
         address = f"{named.__module__}:{named.__qualname__}"
         bound = getattr(value, "__self__", None) is not None and not isinstance(value.__self__, (type, ModuleType))

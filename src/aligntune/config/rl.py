@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from aligntune.config.base import (
+    Callback,
     Count,
     Function,
     LoraSettings,
@@ -259,6 +260,14 @@ class TrainingConfig(Section):
     """DPO: inverse temperature. GRPO family: a synonym of `kl_coef` when given."""
     loss_type: str | None = None
     """DPO: name of the loss. GRPO family: how token losses are summed (`grpo`, `dapo`, `dr_grpo`)."""
+    loss_function: Function | None = None
+    """Native: a loss of your own, `fn(batch, config, normalizers) -> Loss`, in place of the algorithm's: a callable,
+    `module:function` or `file.py:function`. The batch holds what the settings ask for (the reference's log-probabilities with
+    `kl_coef` above 0, entropy with `grpo_alpha`). (Addition.)"""
+    advantage_function: Function | None = None
+    """Native: advantages of your own, `fn(rollouts, config, all_sum) -> Advantages`, in place of the algorithm's. (Addition.)"""
+    callbacks: list[Callback] | None = None
+    """`TrainerCallback`s of transformers that the trainer calls too: objects, classes, or `file.py:Class`. (Addition.)"""
     loss_weights: dict[str, Weight] | None = None
     """DPO: several losses by weight, e.g. `{sigmoid: 0.8, bco_pair: 0.2, sft: 1.0}` (MPO, arXiv 2411.10442)."""
     f_divergence_type: Annotated[str, OneOf("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")] = (

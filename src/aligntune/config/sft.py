@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from aligntune.config.base import (
+    Callback,
     Count,
     Function,
     LoraSettings,
@@ -245,6 +246,11 @@ class TrainingConfig(Section):
     """Train on the assistant's turns only (end-of-turn token included)."""
     loss_type: Annotated[str, OneOf("nll", "dft")] = "nll"
     """`nll`: cross-entropy. `dft`: each token's cross-entropy times its own probability, detached (arXiv 2508.05629)."""
+    loss_function: Function | None = None
+    """Native: a loss of your own in place of `loss_type`, `fn(log_probs) -> losses`: of each trained token, from its
+    log-probability. A callable, `module:function` or `file.py:function`. (Addition.)"""
+    callbacks: list[Callback] | None = None
+    """`TrainerCallback`s of transformers that the trainer calls too: objects, classes, or `file.py:Class`. (Addition.)"""
     activation_offloading: bool = False
     """Keep activations in CPU memory between forward and backward (GPU only). Layers are not compiled then."""
     use_flash_attention_2: bool | None = None

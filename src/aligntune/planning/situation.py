@@ -201,7 +201,8 @@ def _head(run: Run, packed: bool) -> Head:
     if not packed:
         smoothed = isinstance(run, SFTRunConfig) and run.train.label_smoothing_factor
         return "full" if smoothed else "tiles"
-    return "loss" if isinstance(run, SFTRunConfig) and run.train.loss_type == "nll" else "log_probs"
+    plain = isinstance(run, SFTRunConfig) and run.train.loss_type == "nll" and run.train.loss_function is None
+    return "loss" if plain else "log_probs"
 
 
 def has_reference(run: Run) -> bool:

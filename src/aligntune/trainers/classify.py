@@ -30,7 +30,6 @@ from aligntune.evaluation.registry import check_best_metric, custom_metrics
 from aligntune.models.heads import SavedHead, head_arguments, head_class, longest_input, saved_head, settle, write_head
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
 from aligntune.trainers.arguments import training_arguments
-from aligntune.trainers.keeping import keeping_callbacks
 from aligntune.trainers.label_evaluation import RowCollator, Scorer, report_sections
 from aligntune.trainers.label_trainer import ClassificationTrainer
 from aligntune.trainers.session import Session
@@ -161,7 +160,7 @@ class ClassificationSession(Session):
                 eval_dataset=self.eval_rows,
                 processing_class=self.tokenizer,
                 compute_metrics=self.scorer,
-                callbacks=keeping_callbacks(self.config),
+                callbacks=self.callbacks(),
             )
 
     @cached_property

@@ -27,12 +27,12 @@ from aligntune.trainers.asking import Asker
 from aligntune.trainers.critic import Critic
 from aligntune.trainers.dropout import disable_dropout
 from aligntune.trainers.held_out import HeldOut
-from aligntune.trainers.keeping import keeping_callbacks
 from aligntune.trainers.live_engine import LiveEngine
 from aligntune.trainers.online_checks import check_online
 from aligntune.trainers.online_metrics import gathered_moments
 from aligntune.trainers.online_plan import Plan, make_plan
 from aligntune.trainers.online_trainer import OnlineTrainer
+from aligntune.trainers.own import with_own_functions
 from aligntune.trainers.prompt_stream import PromptStream
 from aligntune.trainers.ranks import rank, world_size
 from aligntune.trainers.reference import Reference
@@ -56,7 +56,7 @@ class OnlineSession(Session):
     @cached_property
     def spec(self) -> algorithms.AlgorithmSpec:
         """What the trainer may know of the algorithm; settings that contradict each other are refused here."""
-        return self.checked_spec(algorithms.get(self.config.algorithm.value))
+        return self.checked_spec(with_own_functions(algorithms.get(self.config.algorithm.value), self.config.train))
 
     def checked_spec(self, spec: algorithms.AlgorithmSpec) -> algorithms.AlgorithmSpec:
         """`spec`, once it is clear that the run's settings can act under it."""
@@ -221,7 +221,7 @@ class OnlineSession(Session):
         return self._backend.build_trainer(self, self.callbacks())
 
     def callbacks(self) -> list[Any]:
-        found: list[Any] = [*keeping_callbacks(self.config), self.engine]
+        found = [*super().callbacks(), self.engine]
         samples = self.config.logging.sample_logging
         if samples.enabled:
             asked = (

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aligntune.algorithms.sft import supervised_loss
 from aligntune.data import PackedCollator
 from aligntune.models.forward import packed_log_probs, packed_loss
 from aligntune.models.packed import PackedRows
@@ -31,12 +30,12 @@ class PackedSFTTrainer(
     """
 
     def __init__(
-        self, *args: Any, loss_type: str = "nll", micro_batch_tokens: int | None = None, **kwargs: Any
-    ) -> None:
+        self, *args: Any, token_loss: Callable[[Tensor], Tensor] | None = None, micro_batch_tokens: int | None = None, **kwargs: Any
+    ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
-        self.loss_type, self.micro_batch_tokens = loss_type, micro_batch_tokens
+        self.token_loss, self.micro_batch_tokens = token_loss, micro_batch_tokens
         self.model_accepts_loss_kwargs = True
-        if loss_type != "nll" or self.args.label_smoothing_factor:
+        if token_loss is not None or self.args.label_smoothing_factor:
             self.token_nll = self._nll
 
     def compute_loss(
@@ -63,11 +62,10 @@ class PackedSFTTrainer(
 
     def share(self, model: Any, piece: dict[str, Any], number: Tensor | int) -> Tensor:
         rows, number = piece["rows"], torch.as_tensor(number)
-        if self.loss_type == "nll":
+        if self.token_loss is None:
             smoothing = self.args.label_smoothing_factor
             return packed_loss(model, rows, label_smoothing=smoothing, reduction="sum") / number
-        log_probs = packed_log_probs(model, rows).log_probs
-        return supervised_loss(self.loss_type, log_probs, torch.ones_like(log_probs), number)
+        return self.token_loss(packed_log_probs(model, rows).log_probs).sum() / number
 
     def _nll(self, model: Any, inputs: dict[str, Any]) -> Any:
         return sum(

@@ -20,7 +20,7 @@ from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
 from aligntune.trainers.answering import generator_of
 from aligntune.trainers.arguments import own_optimizer, training_arguments
 from aligntune.trainers.dropout import disable_dropout
-from aligntune.trainers.keeping import keeping_callbacks
+from aligntune.trainers.own import with_own_functions
 from aligntune.trainers.pairs_trainer import PairsTrainer
 from aligntune.trainers.reference import Reference
 from aligntune.trainers.reference_cache import with_reference
@@ -42,7 +42,7 @@ class PairsSession(Session):
 
     @cached_property
     def spec(self) -> algorithms.AlgorithmSpec:
-        spec = algorithms.get(self.config.algorithm.value)
+        spec = with_own_functions(algorithms.get(self.config.algorithm.value), self.config.train)
         spec.check(self.config.train)
         _check(self.config)
         return spec
@@ -107,7 +107,7 @@ class PairsSession(Session):
         return self._backend.build_trainer(self, self.callbacks())
 
     def callbacks(self) -> list[Any]:
-        found: list[Any] = keeping_callbacks(self.config)
+        found = super().callbacks()
         samples = self.config.logging.sample_logging
         if samples.enabled:
             generator = self.generator

@@ -28,6 +28,8 @@ from aligntune.models.save import push_folder, save_model
 from aligntune.reporting import Recorder, RunDirectory, provenance, recording
 from aligntune.trainers.arguments import splits
 from aligntune.trainers.callbacks import attach_recorder
+from aligntune.trainers.keeping import keeping_callbacks
+from aligntune.trainers.own import own_callbacks
 from aligntune.trainers.parallel import full_state, wait_for_all
 from aligntune.trainers.quiet import quiet_libraries
 from aligntune.trainers.ranks import is_main_process, rank, world_size
@@ -222,6 +224,10 @@ class Session(ABC):
         """The model that is trained."""
 
     # What subclasses fill in ----------------------------------------------------------------------------------------
+
+    def callbacks(self) -> list[Any]:
+        """What the trainer calls beside its own: those that keep the best weights, then the user's."""
+        return [*keeping_callbacks(self.config), *own_callbacks(self.config)]
 
     @abstractmethod
     def build_trainer(self) -> Any:

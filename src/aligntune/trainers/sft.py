@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from aligntune.config.sft import DatasetConfig
+from aligntune.algorithms.sft import dft
+from aligntune.config.sft import DatasetConfig, TrainingConfig
 from aligntune.data import (
     PackedCollator,
     PackedOrPaddedCollator,
@@ -29,7 +31,7 @@ from aligntune.models.forward import causal_model, check_packed, runs_padded, us
 from aligntune.models.positions import check_positions
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
 from aligntune.trainers.answering import generator_of
-from aligntune.trainers.keeping import keeping_callbacks
+from aligntune.trainers.own import own_token_loss
 from aligntune.trainers.session import Session, questions
 
 logger = logging.getLogger(__name__)
@@ -125,7 +127,7 @@ class SFTSession(Session):
         }
 
     def build_trainer(self) -> Any:
-        return self._backend.build_trainer(self, keeping_callbacks(self.config))
+        return self._backend.build_trainer(self, self.callbacks())
 
     def set_up_evaluation(self, trainer: Any) -> None:
         """Give a trainer with `LanguageModelEvaluation` the metrics that the run asks for."""
@@ -228,6 +230,13 @@ def _cut_text(text: str) -> EvaluationRow | None:
     return EvaluationRow(" ".join(words[:half]), " " + " ".join(words[half:]), {"_text": True}) if half else None
 
 
+def _token_loss(train: TrainingConfig) -> Callable[[Tensor], Tensor] | None:
+    """The loss of each trained token from its log-probability; None for plain cross-entropy, which needs no log-probabilities."""
+    if train.loss_function is not None:
+        return own_token_loss(train.loss_function)
+    return {"nll": None, "dft": dft}[train.loss_type]
+
+
 def native_sft_trainer(session: SFTSession, callbacks: Sequence[Any]) -> Any:
     """Our own trainer: one padding-free forward, the head on trained tokens only."""
     from aligntune.trainers.arguments import own_optimizer, training_arguments
@@ -250,7 +259,7 @@ def native_sft_trainer(session: SFTSession, callbacks: Sequence[Any]) -> Any:
         trainer = PackedSFTTrainer(
             session.model,
             arguments,
-            loss_type=session.config.train.loss_type,
+            token_loss=_token_loss(session.config.train),
             micro_batch_tokens=budget,
             data_collator=PackedRowsCollator(
                 session.config.train.pad_to_multiple_of, budget, padded=runs_padded(session.model)

@@ -69,5 +69,8 @@ def _own(run: Run) -> str | None:
         return f"does not know optimizer {run.train.optimizer}"
     if run.train.micro_batch_tokens is not None:
         return "does not cut batches by tokens (micro_batch_tokens)"
+    for name in ("loss_function", "advantage_function"):
+        if getattr(run.train, name, None) is not None:
+            return f"has no place for {name}"
     given = run.model.compile or run.model.selective_checkpointing != "off"
     return "does not compile decoder layers (compile, selective_checkpointing)" if given else None
