@@ -117,3 +117,24 @@ def test_damage_and_other_settings_are_said(files: Path, tmp_path: Path) -> None
     refused("no state of the optimiser")
     (saved / "trainer_state.json").unlink()
     refused("holds no trainer_state.json")
+
+
+def warnings_of(folder: Path) -> list[str]:
+    path = folder / "sections.jsonl"
+    sections = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [entry["message"] for entry in sections if entry.get("level") == "warning"]
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({}, ""),
+    ({"dataset": {"max_samples": 10}}, "the training rows are not those of the run that is resumed (16 then, 10 now)"),
+    ({"batch_size": 4}, "a step of the run that is resumed had 2 rows, and has 4 now"),
+    ({"batch_size": 1, "gradient_accumulation_steps": 2}, ""),
+], ids=str)  # fmt: skip
+def test_other_rows_than_before_are_named(files: Path, tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    settings: dict[str, Any] = {"learning_rate": 1e-3, "save_interval": 3, "eval_interval": 3}
+    run(files, tmp_path / "out", max_steps=3, **settings)
+    run(files, tmp_path / "out", resume=True, max_steps=4, **settings, **change)
+    said = [line for line in warnings_of(tmp_path / "out") if "the run that is resumed" in line]
+    assert len(said) == bool(says)
+    assert all(says in line for line in said)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import zipfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,32 @@ def check_whole(checkpoint: Path) -> None:
             whole = False
         if not whole:
             raise ConfigError(f"{file} is damaged or cut off; {other}")
+
+
+def other_rows(before: Path, now: Mapping[str, Any]) -> list[str]:
+    """Why the rows that come next are not those that the resumed run would have had: its provenance is in the file `before`, ours is `now`.
+
+    The place in the data is a number of steps: of other rows, or in steps of another size, it is another place.
+    """
+    try:
+        then = json.loads(before.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    found = []
+    (was, fingerprints), (rows, others) = (_training_rows(facts) for facts in (then, now))
+    if None not in (*fingerprints, *others) and fingerprints != others:
+        found.append(f"the training rows are not those of the run that is resumed ({was:,} then, {rows:,} now)")
+    if "rows_per_step" in then and then["rows_per_step"] != now["rows_per_step"]:
+        found.append(
+            f"a step of the run that is resumed had {then['rows_per_step']} rows, and has {now['rows_per_step']} now"
+        )
+    return [f"{each}: it goes on at the same step, which is another place in the data" for each in found]
+
+
+def _training_rows(facts: Mapping[str, Any]) -> tuple[int, list[str | None]]:
+    """(rows, fingerprints) of the datasets that are trained on."""
+    sets = [entry for entry in facts.get("data", ()) if entry["role"] == "train"]
+    return sum(entry["rows"] or 0 for entry in sets), [entry["fingerprint"] for entry in sets]
 
 
 def fit(trainer: Any, checkpoint: Path | None) -> None:

@@ -33,7 +33,7 @@ from aligntune.trainers.own import own_callbacks
 from aligntune.trainers.parallel import full_state, wait_for_all
 from aligntune.trainers.quiet import quiet_libraries
 from aligntune.trainers.ranks import is_main_process, rank, world_size
-from aligntune.trainers.resuming import fit
+from aligntune.trainers.resuming import fit, other_rows
 
 logger = logging.getLogger(__name__)
 
@@ -277,7 +277,12 @@ class Session(ABC):
                 f"train.dataloader_drop_last: the {len(self.train_rows)} training rows do not fill one batch of "
                 f"{self.config.train.per_device_batch_size} on each of {world_size()} process(es), so nothing would be trained"
             )
-        self._write_provenance()
+        facts = self._provenance()
+        if checkpoint is not None:
+            for sentence in other_rows(checkpoint.resolve().parent.parent / self.directory.provenance.name, facts):
+                self.recorder.note(sentence, level="warning")
+        if is_main_process():
+            self.directory.write_json(self.directory.provenance.name, facts)
         if checkpoint is None:
             self.before()
         trainer = self.trainer = self.build_trainer()
@@ -314,17 +319,16 @@ class Session(ABC):
             self.directory.write_text("config.yaml", to_yaml(self.resolved))
             self.directory.write_json("config.origins.json", origin_rows(self.resolved))
 
-    def _write_provenance(self) -> None:
-        if not is_main_process():
-            return
-        facts = provenance.collect(
-            seeds={"seed": self.config.train.seed, "data_seed": self.data_seed},
+    def _provenance(self) -> dict[str, Any]:
+        train = self.config.train
+        return provenance.collect(
+            seeds={"seed": train.seed, "data_seed": self.data_seed},
             data=self.fingerprints(),
             backend=self.backend,
             backend_reasons=self.reasons,
             precision=self.precision.name,
+            rows_per_step=train.per_device_batch_size * train.gradient_accumulation_steps * world_size(),
         )
-        self.directory.write_json("provenance.json", facts)
 
     def _card(self) -> dict[str, Any]:
         run: SFTRunConfig | RLRunConfig = self.config
