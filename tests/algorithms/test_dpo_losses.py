@@ -110,6 +110,30 @@ def test_golden(name, settings, expected):
     assert value(example(), config).value.item() == pytest.approx(expected, abs=6e-7)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("sigmoid", {}, -log_sigmoid(0.75)),
+        ("robust", {"label_smoothing": 0.1}, (0.1 * log_sigmoid(-0.75) - 0.9 * log_sigmoid(0.75)) / 0.8),
+        ("hinge", {}, 0.25),
+        ("ipo", {}, 1.0),  # (3 - 2)^2
+        ("kto", {}, (sigmoid(-0.5) + sigmoid(-0.75)) / 2),  # z_w = 2, z_l = 0
+        ("discopop", {"discopop_tau": 0.5}, sigmoid(-1.5) * -log_sigmoid(0.75) + sigmoid(1.5) * math.exp(-0.75)),
+        ("nca_pair", {}, -log_sigmoid(0.5) - 0.5 * (log_sigmoid(-0.5) + log_sigmoid(0.25))),
+        ("bco_pair", {}, -log_sigmoid(0.5) - log_sigmoid(0.25)),
+        ("sppo_hard", {}, 1.0),  # (2 - 2)^2 + (-1 + 2)^2
+        ("apo_zero", {}, sigmoid(-0.5) + sigmoid(-0.25)),
+        ("apo_down", {}, sigmoid(0.5) + sigmoid(-0.75)),
+        *((name, {"label_smoothing": 0.2}, -0.8 * log_sigmoid(0.75) - 0.2 * log_sigmoid(-0.75))
+          for name in ("sigmoid", "sigmoid_norm", "aot", "aot_unpaired")),
+    ],
+)  # fmt: skip
+def test_log_ratios_that_are_no_mirror_images(name, settings, expected):
+    """Log-ratios 2 and -1, so h = 3, at beta 1/4: neither side can stand for the other."""
+    config = DPOConfig(loss_type=name, beta=0.25, **settings)
+    assert value(pair(-9.0, -12.0, -11.0, -11.0), config).value.item() == pytest.approx(expected)
+
+
 def test_alpha_divergence_follows_the_paper():
     """(1 - u^-a) / a at a = 0.3, where TRL's (u^(a-1) - 1) / (a - 1) is another number."""
     config = DPOConfig(f_divergence_type="alpha_divergence", f_alpha_divergence_coef=0.3)

@@ -211,6 +211,14 @@ def test_gae_with_lambda_one_is_the_return_minus_the_value():
     assert advantages[0].tolist() == pytest.approx([1.5 - 0.1, 1.0 - 0.2, 2.0 - 0.3])
 
 
+def test_gae_discounts_by_gamma():
+    """gamma = lambda = 1/2: A_2 = 1 - .3; A_1 = .5 * .3 - .2 + .25 * .7; A_0 = .5 * .2 - .1 + .25 * .125."""
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    advantages, returns = ops.gae(tensor([[0.0, 0.0, 1.0]]), tensor([[0.1, 0.2, 0.3]]), mask, gamma=0.5, lam=0.5)
+    assert advantages[0].tolist() == pytest.approx([0.03125, 0.125, 0.7], abs=1e-12)
+    assert returns[0].tolist() == pytest.approx([0.13125, 0.325, 1.0], abs=1e-12)
+
+
 def test_gae_steps_over_masked_positions():
     """Padding behind, and a tool's tokens between, change nothing, whatever they hold."""
     rewards = tensor([[0.0, NAN, 0.0, 1.0, NAN, NAN]])

@@ -436,6 +436,13 @@ def test_ppo_whitens_rewards_when_asked_to():
     assert returns[0].tolist() == pytest.approx([1.0, 0.5 + math.sqrt(0.5)], abs=1e-6)
 
 
+def test_ppo_discounts_by_gamma_and_smooths_by_lambda():
+    """r = [0, 1], V = [.1, .2]: A_1 = .8, A_0 = gamma * .2 - .1 + gamma * lam * .8 = .32 for gamma 1/2 and lambda .8."""
+    rollouts = scored([[1.0]], [[2]], values=tensor([[0.1, 0.2]]))
+    config = PPOConfig(kl_coef=0.0, gamma=0.5, lam=0.8)
+    assert algorithms.get("ppo").compute_advantages(rollouts, config).returns[0].tolist() == pytest.approx([0.42, 1.0])
+
+
 def test_ppo_with_an_empty_completion_and_without_reference():
     rollouts = scored([[1.0], [5.0]], [[2], [0]], values=torch.zeros(2, 2, dtype=torch.float64))
     result = algorithms.get("ppo").compute_advantages(rollouts, PPOConfig(kl_coef=0.0))
