@@ -77,6 +77,21 @@ def test_a_second_moment_in_bfloat16_decays() -> None:
     assert found.double().mean() == pytest.approx(expected, rel=0.02)
 
 
+def test_moments_parameters_and_steps_are_rounded_by_noise_of_their_own() -> None:
+    """With equal betas and gradients of 1 both moments are 0.1 before they are rounded, in every step that begins at zero."""
+    one, other = (torch.nn.Parameter(torch.zeros(256, dtype=torch.bfloat16)) for _ in range(2))
+    optimizer = SplitAdamW([one, other], betas=(0.9, 0.9), moments=torch.bfloat16)
+    found = []
+    for _ in range(2):
+        one.grad = other.grad = torch.ones(256, dtype=torch.bfloat16)
+        optimizer.step()
+        moments = [optimizer.state[parameter][name] for parameter in (one, other) for name in ("exp_avg", "exp_avg_sq")]
+        found += [tuple(moment.tolist()) for moment in moments]
+        for moment in moments:
+            moment.zero_()
+    assert len(set(found)) == 8
+
+
 @pytest.mark.parametrize("moments", [torch.float32, torch.bfloat16])
 def test_a_resumed_run_equals_one_that_went_on(moments: torch.dtype) -> None:
     torch.manual_seed(1)

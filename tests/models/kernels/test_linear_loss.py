@@ -144,6 +144,19 @@ def test_frozen_head_gets_no_gradient_work(loss, monkeypatch):
     assert weight.grad is None
 
 
+@pytest.mark.parametrize(("vocab", "sizes"), [(1024, [300]), (4096, [150, 150]), (16384, [100, 100, 100])])
+def test_chunks_are_equal_and_within_the_budget(vocab, sizes, monkeypatch):
+    """4 MiB of float32 on a CPU are 1024, 256 and 64 rows of such logits; fewer than 128 are not taken."""
+    from aligntune.models.kernels import linear_loss
+
+    found, plain = [], linear_loss.head_logits
+    monkeypatch.setattr(
+        linear_loss, "head_logits", lambda hidden, *rest: found.append(len(hidden)) or plain(hidden, *rest)
+    )
+    linear_log_probs(torch.randn(300, 2), torch.randn(vocab, 2), torch.zeros(300, dtype=torch.long))
+    assert found == sizes
+
+
 def test_only_the_head_trains():
     hidden, weight, _, labels = head(bias=False)
     want = grads(F.cross_entropy(hidden @ weight.T, labels), weight)
