@@ -272,6 +272,7 @@ def test_a_batch_without_tokens_costs_nothing(name, rollouts):
     assert result.value.item() == 0
     assert all((gradient == 0).all() for gradient in gradients(result, batch))
     assert all(math.isfinite(value) for value in result.metrics.values())
+    assert result.metrics["ratio_min"].item() == result.metrics["ratio_max"].item() == 1
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -426,6 +427,7 @@ def test_ppo_token_rewards_and_advantages_by_hand():
     assert result.advantages[1].tolist() == [pytest.approx(expected[1], abs=1e-4), 0]
     assert result.metrics["kl"].item() == pytest.approx(0.5)
     assert result.metrics["missing_eos"].item() == 0.5
+    assert result.metrics["return_mean"].item() == pytest.approx(2.8 / 3)
 
 
 def test_ppo_whitens_rewards_when_asked_to():

@@ -104,6 +104,7 @@ def test_documents_from_positions():
     assert found.max_length == 4
     assert documents_of(positions, 2, 6, positions.device) is found
     assert documents_of(torch.arange(6)[None], 3, 6, positions.device).whole_rows
+    assert documents_of(torch.tensor([[0, 1, 0, 1]]), 2, 4, positions.device).cu_seqlens.tolist() == [0, 2, 4, 6, 8]
     assert documents_of(None, 2, 6, positions.device).cu_seqlens.tolist() == [0, 6, 12]
 
 
@@ -161,6 +162,14 @@ def test_generation_equals_sdpa(name, cache):
     mask = (ids != 0).long()
     got, want = (m.generate(input_ids=ids, attention_mask=mask, **options) for m in (ours, plain))
     assert got.tolist() == want.tolist()
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((9, 0), VARLEN), ((8, 0), VARLEN), ((7, 5), PACKED_SDPA)])
+def test_auto_on_a_gpu_takes_the_flash_kernel_from_ampere_on(monkeypatch, capability, expected):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("torch.version.hip", None)
+    assert resolve_attention("auto", "cuda")[0] == expected
 
 
 def test_auto_on_the_cpu_says_why():

@@ -96,9 +96,7 @@ def _rows(batch: int, length: int, device: torch.device) -> Documents:
 def _find_documents(position_ids: Tensor, batch: int, length: int) -> Documents:
     begins = torch.ones(position_ids.shape, dtype=torch.bool, device=position_ids.device)
     begins[:, 1:] = position_ids.diff(dim=-1) != 1
-    if position_ids.shape[0] != batch:
-        begins = begins.expand(batch, -1)
-    starts = begins.flatten().nonzero().flatten()
+    starts = begins.expand(batch, -1).flatten().nonzero().flatten()
     if len(starts) == batch:
         return _rows(batch, length, position_ids.device)
     cu_seqlens = torch.cat([starts, starts.new_tensor([batch * length])]).to(torch.int32)
