@@ -71,6 +71,16 @@ class TestGolden:
         wrapped = pack(documents([3, 4]), 4, "wrapped")
         assert wrapped["labels"][:] == [[IGNORED, 2, 3, IGNORED], [IGNORED, 6, 7]]
 
+    @pytest.mark.parametrize("streams", [False, True])
+    def test_no_document_begins_with_a_target(self, streams):
+        """Whatever the rows say: the token before it belongs to another document, or to none."""
+        ids = [[1, 2, 3], [4, 5]]
+        rows = Dataset.from_dict({"input_ids": ids, "labels": ids, "length": [3, 2], "source": ["a", "b"]})
+        rows = rows.to_iterable_dataset() if streams else rows
+        assert [list(row["labels"]) for row in pack(rows, 6)] == [[IGNORED, 2, 3, IGNORED, 5]]
+        assert [list(row["labels"]) for row in pack(rows, 4, "wrapped")] == [[IGNORED, 2, 3, IGNORED], [IGNORED]]
+        assert "source" not in next(iter(pack(rows, 6)))
+
     def test_unknown_strategy(self):
         with pytest.raises(ConfigError, match="'ffd' should be bfd or wrapped"):
             pack(documents([1]), 4, "ffd")

@@ -81,6 +81,53 @@ def test_classifiers_need_a_label() -> None:
     assert all(0 < score < 1 for score in scores.values())
 
 
+def test_of_labels_that_exclude_nothing_each_has_its_own_probability() -> None:
+    from transformers import BertForSequenceClassification
+
+    kind = "multi_label_classification"
+    reward = RewardModel(
+        tiny_bert(BertForSequenceClassification, num_labels=3, problem_type=kind), tiny_tokenizer(), label=1
+    )
+    with torch.inference_mode():
+        logits = reward.model(**reward.tokenizer("it was", "red", return_tensors="pt")).logits[0]
+    assert reward(["it was"], ["red"]) == pytest.approx([logits[1].sigmoid().item()], abs=1e-6)
+
+
+def test_scores_of_standardised_labels_are_in_their_own_unit() -> None:
+    from transformers import BertForSequenceClassification
+
+    reward = RewardModel(tiny_bert(BertForSequenceClassification, num_labels=1), tiny_tokenizer())
+    plain = reward(*columns())
+    reward.model.config.reward_scale = [2.0, 3.0]  # mean, standard deviation
+    assert reward(*columns()) == pytest.approx([3 * score + 2 for score in plain], abs=1e-5)
+
+
+def test_the_positions_of_a_roberta_begin_after_its_padding_id() -> None:
+    """Of 10 positions ids 0 and 1 are not used."""
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    config = RobertaConfig(
+        vocab_size=4 + len(WORDS), hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32,
+        max_position_embeddings=10, pad_token_id=1, num_labels=1,
+    )  # fmt: skip
+    reward = RewardModel(RobertaForSequenceClassification(config), tiny_tokenizer())
+    assert len(reward.encode("", "the cat sat on the red mat and ran")["input_ids"]) == 8
+    assert len(reward(["the cat sat"], ["on the red mat and ran"])) == 1
+
+
+def test_inputs_that_no_token_opens_or_parts() -> None:
+    """A chat template without a first token: nothing but the end stays. A tokenizer without separator: one text."""
+    from transformers import BertForSequenceClassification
+
+    tokenizer = tiny_tokenizer()
+    reward = RewardModel(tiny_bert(BertForSequenceClassification, num_labels=1), tokenizer, max_length=3)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    ids = reward.encode("the cat", "sat on mat")["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["sat", "on", "mat"]
+    tokenizer.chat_template, tokenizer.sep_token, reward.max_length = None, None, 64
+    assert reward.encode("the cat ", "sat") == dict(tokenizer("the cat sat"))
+
+
 def test_long_inputs_lose_their_beginning(reward_model_folder: Path) -> None:
     reward = load(str(reward_model_folder), device="cpu", max_length=6)
     alone = reward.tokenizer.convert_ids_to_tokens(reward.encode("", "the cat sat on the red mat")["input_ids"])
