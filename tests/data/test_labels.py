@@ -9,7 +9,15 @@ from chat_families import family
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from aligntune.config.sft import DatasetConfig
-from aligntune.data.labels import LabelSet, align_tags, find_labels, labels_for, tokenize_classes, tokenize_tags
+from aligntune.data.labels import (
+    LabelSet,
+    align_tags,
+    find_labels,
+    labels_for,
+    labels_of_model,
+    tokenize_classes,
+    tokenize_tags,
+)
 from aligntune.errors import DataError, ModelError
 
 TEXTS = DatasetConfig(name="x", task_type="text_classification")
@@ -64,6 +72,20 @@ class TestLabelSets:
         assert as_text.names[as_text.id_of("pos")] == "pos"
         numbers = find_labels(texts([0, 1]), TEXTS)  # without names, by number
         assert labels_for(texts([0, 1], named("pos", "neg")), TEXTS, numbers).id_of(1) == 1
+
+    @pytest.mark.parametrize(("labels", "names", "ids"), [
+        (["pos", "neg"], ("pos", "other", "neg"), {"pos": 0, "neg": 2}),  # by name, in the model's order
+        ([0, 1], ("bad", "good"), {0: 0, 1: 1}),  # by number, where there are no names
+        ([1, 5], ("a", "b", "c", "d", "e", "f"), {1: 1, 5: 5}),
+    ])  # fmt: skip
+    def test_rows_reach_the_classes_of_a_model(self, labels, names, ids):
+        found = labels_of_model(names, find_labels(texts(labels), TEXTS))
+        assert (found.names, dict(found.ids)) == (names, ids)
+
+    @pytest.mark.parametrize(("labels", "word"), [(["pos", "sad"], "'sad'"), ([0, 1, 2], "'2'"), ([2, 1, 0], "'2'")])
+    def test_labels_that_a_model_does_not_know(self, labels, word):
+        with pytest.raises(DataError, match=f"{word} are not among the model's classes: neg, pos"):
+            labels_of_model(("neg", "pos"), find_labels(texts(labels), TEXTS))
 
     def test_tags_have_o_first(self):
         assert find_labels(tagged([["I-PER", "O"], ["B-PER"]]), TAGS).names == ("O", "B-PER", "I-PER")

@@ -28,6 +28,13 @@ def test_truncation_by_hand():
     assert kept(top_k=99) == [True] * 4
 
 
+def test_scores_are_float32_whatever_the_logits():
+    logits = torch.tensor([[2.0, -1.0, 0.5]], dtype=torch.bfloat16)
+    params = SamplingParams(max_new_tokens=1, temperature=0.7)
+    for scores in (tempered(logits, params), reshaped(logits, params)):
+        torch.testing.assert_close(scores, logits.float() / 0.7)
+
+
 def test_temperature_and_penalty_by_hand():
     logits = torch.tensor([[2.0, -1.0, 0.0]])
     params = SamplingParams(max_new_tokens=1, temperature=0.5, repetition_penalty=2.0)
