@@ -133,6 +133,15 @@ def test_the_same_reward_twice_has_two_names() -> None:
     assert "rewards/length_2/mean" in score(rewards, "one two").metrics
 
 
+@pytest.mark.parametrize(("config", "name"), [("length", "length"), ({"type": "length"}, "length"), (size, "size")])
+def test_one_reward_needs_no_list(config: Any, name: str) -> None:
+    assert RewardSet(config).names == [name]
+
+
+def test_columns_may_be_tuples() -> None:
+    assert RewardSet("exact_match")(["p", "p"], ["Paris", "x"], answer=("Paris", "Rome")) == [1.0, 0.0]
+
+
 def test_as_a_trl_reward_function() -> None:
     logged: dict[str, float] = {}
     rewards = RewardSet(["exact_match", only_long], weights=[1.0, 0.5])
