@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aligntune.errors import DataError
+from aligntune.evaluation.label_scores import are_entity_tags, metric_names, score_tags, spans
 from aligntune.evaluation.labels import (
     CLASSIFICATION_METRICS,
     ENTITY_METRICS,
@@ -111,6 +112,30 @@ def test_entity_scores_by_hand():
 def test_entities_do_not_run_from_one_sentence_into_the_next():
     report = entity_report([["O", "B-PER"], ["I-PER"]], [["O", "B-PER"], ["I-PER"]])
     assert report.per_type["PER"].support == 2
+
+
+@pytest.mark.parametrize(("names", "entity_tags"), [
+    (["O", "B-PER", "I-PER"], True), (["O", "B-PER", "LABEL_2"], True), (["B-PER", "I-PER"], False), (["O", "NOUN"], False),
+])  # fmt: skip
+def test_entities_are_counted_where_the_tags_mark_them(names: list[str], entity_tags: bool):
+    """A spare class (`LABEL_2`) that is predicted is no entity."""
+    assert are_entity_tags(names) == entity_tags
+    scores = score_tags(names, [[names[0], names[1]]], [[names[0], names[-1]]])
+    assert (scores.entities is not None) == entity_tags
+    assert set(metric_names(names, tags=True)) == set(scores.metrics)
+    assert metric_names(names, tags=False) == CLASSIFICATION_METRICS
+
+
+def test_spans_by_hand():
+    words, sure = ["Ada", "Byron", "wrote", "."], [0.5, 1.0, 0.25, 1.0]
+    assert spans(["O", "B-PER", "I-PER", "LABEL_3"], words, ["B-PER", "I-PER", "O", "LABEL_3"], sure) == [
+        {"label": "PER", "start": 0, "end": 2, "text": "Ada Byron", "probability": 0.75}
+    ]
+    assert spans(["O", "NAME", "VERB"], words, ["NAME", "NAME", "VERB", "O"]) == [
+        {"label": "NAME", "start": 0, "end": 1, "text": "Ada"},
+        {"label": "NAME", "start": 1, "end": 2, "text": "Byron"},
+        {"label": "VERB", "start": 2, "end": 3, "text": "wrote"},
+    ]
 
 
 def test_bad_tags_are_named():

@@ -152,6 +152,18 @@ def test_a_model_without_a_head_is_refused(encoder_folder: Path, tmp_path: Path)
         RewardSet(["reward_model"]).score(["p"], ["c"])
 
 
+@pytest.mark.parametrize("trusts", [False, True])
+def test_code_that_comes_with_a_model_runs_only_when_trusted(tmp_path: Path, monkeypatch: Any, trusts: bool) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own_code.Own"}}')
+    (folder / "own_code.py").write_text(f"open({str(ran)!r}, 'w').close()\nraise ValueError('that is all')")
+    with pytest.raises(ModelError):
+        load(str(folder), device="cpu", **({"trust_remote_code": True} if trusts else {}))
+    assert ran.exists() == trusts
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
