@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aligntune.errors import DataError
-from aligntune.evaluation.perplexity import TokenLoss, evaluate_loss, token_loss
+from aligntune.evaluation.perplexity import TokenLoss, evaluate_loss, row_losses, token_loss
 
 ROWS = [
     {"input_ids": [1, *range(8, 8 + length)], "labels": [-100, *range(8, 8 + length)]}
@@ -55,9 +55,26 @@ def test_chunks_do_not_change_the_sum(model, monkeypatch: pytest.MonkeyPatch):
     assert evaluate_loss(model, ROWS).nll == pytest.approx(whole.nll)
 
 
-def test_the_model_is_left_as_found(model):
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_loss_of_each_row(model, batch_size: int):
+    unlabelled = {"input_ids": [1, 2], "labels": [-100, -100]}
+    rows = [*ROWS[:4], unlabelled, {**unlabelled}, *ROWS[4:]]
+    found = row_losses(model, rows, batch_size=batch_size)
+    assert found[4] == found[5] == TokenLoss()
+    for row, loss in zip(ROWS, [*found[:4], *found[6:]], strict=True):
+        alone = evaluate_loss(model, [row])
+        assert (loss.tokens, loss.nll) == (alone.tokens, pytest.approx(alone.nll, rel=1e-5))
+    assert row_losses(model, [unlabelled] * 2) == [TokenLoss()] * 2
+
+
+@pytest.mark.parametrize("measure", [evaluate_loss, row_losses])
+def test_the_model_is_evaluated_without_gradients_and_left_as_found(model, measure):
     model.train()
-    evaluate_loss(model, ROWS[:1])
+    seen = []
+    hook = model.model.register_forward_pre_hook(lambda *_: seen.append((model.training, torch.is_grad_enabled())))
+    measure(model, ROWS[:1])
+    hook.remove()
+    assert seen == [(False, False)]
     assert model.training
 
 
