@@ -12,6 +12,8 @@ import torch
 from online_helpers import digits, lines, trained
 
 from aligntune.errors import ConfigError, RewardError
+from aligntune.trainers.online_trainer import OnlineTrainer
+from aligntune.trainers.rollout_phase import Sampler
 
 Run = Callable[..., Any]
 ALGORITHMS = ["ppo", "grpo", "dapo", "dr_grpo", "gspo", "neural_mirror_grpo"]
@@ -21,15 +23,40 @@ def exact(completion: str, answer: str) -> float:
     return float(completion == answer)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_first_update_is_on_policy(run: Run, algorithm: str) -> None:
-    first = trained(run(algorithm, max_steps=1))[0]
+@pytest.mark.parametrize(
+    ("algorithm", "temperature"), [*((name, 1.0) for name in ALGORITHMS), ("grpo", 0.5), ("ppo", 0.5)]
+)
+def test_the_first_update_is_on_policy(run: Run, algorithm: str, temperature: float) -> None:
+    """Sampler, update and reference mean the same tempered distribution."""
+    first = trained(run(algorithm, max_steps=1, temperature=temperature))[0]
     assert first["ratio_min"] == pytest.approx(1.0, abs=1e-5)
     assert first["ratio_max"] == pytest.approx(1.0, abs=1e-5)
     assert first["clip_fraction_low"] == first["clip_fraction_high"] == 0
     assert first["sampler_mismatch"] < 1e-5
     if algorithm != "neural_mirror_grpo":
         assert first["kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_each_phase_draws_and_shuffles_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    orders: list[tuple[int, ...]] = []
+    sample, begin = Sampler.sample, OnlineTrainer.begin_phase
+
+    def sampled(self: Any, prompts: int, seed: int, *rest: Any) -> Any:
+        seeds.append(seed)
+        return sample(self, prompts, seed, *rest)
+
+    def begun(self: Any) -> None:
+        begin(self)
+        orders.append(tuple(self.order.tolist()))
+
+    monkeypatch.setattr(Sampler, "sample", sampled)
+    monkeypatch.setattr(OnlineTrainer, "begin_phase", begun)
+    trained(run(num_ppo_epochs=2, max_steps=6))
+    assert len(set(seeds)) == len(set(orders)) == 3
+    for order in orders:  # two passes, each over all eight completions
+        assert sorted(order[:8]) == sorted(order[8:]) == list(range(8))
+        assert order[:8] != order[8:]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

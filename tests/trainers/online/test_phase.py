@@ -116,15 +116,17 @@ def test_by_length_a_phase_holds_like_lengths():
 
 
 class Engine:
-    """Completions are the prompt's number; `calls` keeps how many prompts were asked for each time."""
+    """Completions are the prompt's number; `calls` keeps how many prompts were asked for each time, `seeds` with which seed."""
 
     name = "fake"
 
     def __init__(self) -> None:
         self.calls: list[int] = []
+        self.seeds: list[int | None] = []
 
     def generate(self, prompt_ids: Sequence[Sequence[int]], params: SamplingParams) -> Rollouts:
         self.calls.append(len(prompt_ids))
+        self.seeds.append(params.seed)
         ids = [[prompt[0], member + 1] for prompt in prompt_ids for member in range(params.num_generations)]
         return Rollouts(ids, [[-1.0, -1.0]] * len(ids), [[-1.0, -1.0]] * len(ids), [True] * len(ids))
 
@@ -152,6 +154,7 @@ def test_prompts_without_a_signal_are_replaced():
     assert found.fillers == 0
     assert all(level % 2 == 0 for level in levels(found))
     assert found.metrics["dynamic_sampling/rounds"] == len(made.engine.calls) > 1
+    assert len(set(made.engine.seeds)) == len(made.engine.seeds), "each draw has random numbers of its own"
     assert found.metrics["dynamic_sampling/missing_share"] == 0
     # `reward` is over all that was drawn: half of the completions of good prompts, all of the others'
     share = sum(level % 2 == 0 for level in made.stream.order(0)[: sum(made.engine.calls)]) / sum(made.engine.calls)
