@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import numpy as np
@@ -11,6 +12,7 @@ from datasets import Dataset
 
 from aligntune.config.rl import DatasetConfig
 from aligntune.data.pairs import Budget, asked_of, tokenize_pairs, tokenize_prompts
+from aligntune.data.template import find_template
 from aligntune.errors import DataError
 
 PAIR = {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away."}
@@ -66,12 +68,22 @@ class TestPairs:
             {"role": "assistant", "content": "So."},
         ]
         tokenizer = family("qwen2.5")
-        (row,) = pairs(
-            [{"prompt": [{"role": "user", "content": "Hi"}], "chosen": answer, "rejected": answer[:1]}], tokenizer
-        )
-        assert tokenizer.decode(row["chosen_ids"]) == (
-            "Hello.<|im_end|>\n<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>"
-        )
+        prompt = [{"role": "user", "content": "Hi"}]
+        for long, short in (("chosen", "rejected"), ("rejected", "chosen")):
+            (row,) = pairs([{"prompt": prompt, long: answer, short: answer[:1]}], tokenizer)
+            assert tokenizer.decode(row[f"{long}_ids"]) == (
+                "Hello.<|im_end|>\n<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>"
+            )
+            assert tokenizer.decode(row[f"{short}_ids"]) == "Hello.<|im_end|>"
+
+    @pytest.mark.parametrize("settings", [{}, {"chat_template": "chatml"}])
+    def test_a_tokenizer_without_template_gets_one(self, settings):
+        config = DatasetConfig(name="x", **settings)
+        for tokenise, row in ((pairs, PAIR), (prompts, {"prompt": "Hi"})):
+            tokenizer = copy.deepcopy(family("llama3"))
+            tokenizer.chat_template = None
+            assert len(tokenise([row], tokenizer, config)) == 1
+            assert tokenizer.chat_template == find_template(settings.get("chat_template", "plain"))
 
     def test_thoughts_on_one_side_only(self):
         tokenizer = family("qwen3")
