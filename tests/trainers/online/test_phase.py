@@ -23,6 +23,7 @@ from aligntune.config.algorithms import DAPOConfig, GRPOConfig, PPOConfig
 from aligntune.errors import ConfigError
 from aligntune.rewards import RewardSet
 from aligntune.rollouts.base import Rollouts, SamplingParams
+from aligntune.trainers.held_out import HeldOut
 from aligntune.trainers.online_metrics import Meter, pooled
 from aligntune.trainers.online_plan import Plan, make_plan
 from aligntune.trainers.prompt_stream import PromptStream
@@ -286,6 +287,28 @@ def test_rewards_see_what_was_asked_and_the_columns():
     assert asked == [[{"role": "user", "content": "hi"}]] * 2
     assert said == ["yes", "yes"]
     assert columns == {"answer": ["a", "a"]}
+
+
+def test_held_out_prompts_by_hand():
+    """Levels 0 to 4 in batches of 2: scores 1, 1/2, 1, 1/2, 1. Running means are those of the training alone."""
+
+    def halves(level: int) -> float:
+        return 1.0 if level % 2 == 0 else 0.5
+
+    def level(level: int) -> float | None:
+        return None if level == 4 else float(level)
+
+    rewards = RewardSet([{"type": halves, "weight": 2.0}, {"type": level, "normalize": True}])
+    shown: list[dict[str, Any]] = []
+    recorder: Any = SimpleNamespace(sample=lambda step, sample: shown.append(sample))
+    params = SamplingParams(max_new_tokens=2, temperature=0.0)
+    held_out = HeldOut(prompts(5), Engine(), rewards, tiny.tokenizer(), params, recorder, batch_size=2)
+    assert held_out(3) == pytest.approx({
+        "reward": 1.6, "rewards/halves/mean": 0.8, "rewards/halves/accuracy": 0.6, "pass@1": 0.6, "rewards/level/mean": 1.5,
+        "rewards/level/accuracy": 0.6, "completions/mean_length": 2, "completions/truncated_share": 0,
+    })  # fmt: skip
+    assert rewards.state_dict() == {"level": [0, 0, 0]}
+    assert [sample["prompt"] for sample in shown] == ["p0", "p1"]
 
 
 def test_a_missing_reward_leaves_its_group_alone():

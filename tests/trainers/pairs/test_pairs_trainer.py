@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 import tiny
 from aligntune.core.backend_factory import create_rl_trainer
 from aligntune.errors import ConfigError, DataError
 from aligntune.reporting.text import without_timing
-from aligntune.trainers.length_groups import LengthGroups
+from aligntune.trainers.length_groups import GroupsByLength, LengthGroups
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 
@@ -210,6 +212,30 @@ def test_batches_of_like_length_depend_on_the_seed_alone() -> None:
     sampler.set_epoch(1)
     assert list(sampler) != first
     assert list(LengthGroups(lengths, 2, seed=4)) != first
+
+
+@pytest.mark.parametrize(("data_seed", "seed"), [(None, 1), (7, 7), (0, 0)])
+def test_groups_of_like_length_are_optimiser_batches(data_seed: int | None, seed: int) -> None:
+    trainer: Any = GroupsByLength()
+    trainer.train_dataset = Dataset.from_dict({"length": [3, 1, 2]})
+    trainer.args = SimpleNamespace(
+        train_sampling_strategy="group_by_length", train_batch_size=2, gradient_accumulation_steps=3, world_size=4, seed=1,
+        data_seed=data_seed, length_column_name="length",
+    )  # fmt: skip
+    sampler = trainer._get_train_sampler()
+    assert (sampler.lengths, sampler.batch, sampler.seed) == ([3, 1, 2], 24, seed)
+
+
+def test_long_rows_come_first_and_a_short_batch_last() -> None:
+    """Stretches of 50 batches are sorted among themselves: here two, and a row is left over."""
+    lengths = list(range(201))
+    found = [lengths[row] for row in LengthGroups(lengths, 2, seed=0)]
+    assert max(found[:2]) == 200 or found[-1] == 200
+    batches = [found[at : at + 2] for at in range(0, 200, 2)]
+    assert sorted(found) == lengths
+    assert all(first > second for first, second in batches)
+    assert max(first - second for first, second in batches) < 30  # neighbours of 100 random ones lie 2 apart on average
+    assert [first for first, _ in batches] != sorted((first for first, _ in batches), reverse=True)
 
 
 def test_shots_answer_held_out_prompts(files: Path, tmp_path: Path) -> None:
