@@ -28,7 +28,7 @@ from aligntune.trainers.online_metrics import Meter, pooled
 from aligntune.trainers.online_plan import Plan, make_plan
 from aligntune.trainers.prompt_stream import PromptStream
 from aligntune.trainers.rollout import Rollout
-from aligntune.trainers.rollout_phase import Sampler, reward_arguments
+from aligntune.trainers.rollout_phase import Sampler, Scored, joined, length_metrics, reward_arguments
 from aligntune.trainers.samples import is_due
 
 
@@ -160,6 +160,7 @@ def test_prompts_without_a_signal_are_replaced():
     # `reward` is over all that was drawn: half of the completions of good prompts, all of the others'
     share = sum(level % 2 == 0 for level in made.stream.order(0)[: sum(made.engine.calls)]) / sum(made.engine.calls)
     assert found.metrics["reward"] == pytest.approx(1 - share / 2)
+    assert found.metrics["dynamic_sampling/kept_share"] == pytest.approx(share)
 
 
 def test_later_draws_ask_for_more_when_few_are_kept():
@@ -266,6 +267,26 @@ def test_a_process_may_have_no_prompt_in_a_draw():
     """The fourth draw is of 4 prompts for 6 processes."""
     several = of_processes(6, 6, lambda level: level % 3 == 0, max_resample_batches=4)
     assert [made.engine.calls[3] for made, _ in several] == [1, 1, 1, 1, 0, 0]
+
+
+def test_lengths_by_hand():
+    found = Rollouts([[1], [1, 2, 3], [1, 2]], None, [[0.0], [0.0] * 3, [0.0] * 2], [True, False, True])
+    assert length_metrics(found) == pytest.approx({
+        "completions/mean_length": 2, "completions/min_length": 1, "completions/max_length": 3, "completions/truncated_share": 1 / 3,
+    })  # fmt: skip
+    assert length_metrics(Rollouts([], None, [], [])) == {}
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_draws_are_joined_without_log_probs_that_one_lacks(order: tuple[int, int]):
+    drawn = [
+        Scored([{"level": at}], Rollouts([[at]], known, [[-1.0]], [True]), torch.tensor([[float(at)]]), {})
+        for at, known in enumerate(([[-2.0]], None))
+    ]
+    whole = joined([drawn[at] for at in order])
+    assert (levels(whole), whole.rewards.flatten().tolist()) == (list(order), list(order))
+    assert whole.rollouts == Rollouts([[at] for at in order], None, [[-1.0]] * 2, [True] * 2)
+    assert joined([drawn[0]] * 2).rollouts.log_probs == [[-2.0]] * 2
 
 
 # Rewards --------------------------------------------------------------------------------------------------------------
