@@ -261,6 +261,8 @@ def test_spreads_are_about_the_mean_of_all():
         "rewards/b/weighted/mean": 10.0, "rewards/b/weighted/std": 6.0,
     })  # fmt: skip
     assert pooled([found, found], [1, 1], at_once=True) == pytest.approx(found)
+    nulls = [{"reward": 2.0, "reward_std": 0.0, "reward_null": 0.5}, {"reward": 6.0, "reward_std": math.sqrt(8), "reward_null": 0.25}]  # fmt: skip
+    assert pooled(nulls, [2, 4]) == pytest.approx({"reward": 5.0, "reward_std": 3.0, "reward_null": 2 / 6})
 
 
 def test_a_process_may_have_no_prompt_in_a_draw():
