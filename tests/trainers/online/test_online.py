@@ -121,6 +121,27 @@ def test_dynamic_sampling_replaces_prompts_without_a_signal(run: Run) -> None:
     assert all(row.get("dynamic_sampling/rounds", 1) == 1 for row in off)
 
 
+def test_prompts_that_only_fill_up_are_not_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    fillers: list[int] = []
+    sample = Sampler.sample
+
+    def sampled(self: Any, *given: Any) -> Any:
+        scored = sample(self, *given)
+        fillers.append(scored.fillers)
+        return scored
+
+    def some(completion_ids: list[int], answer: str) -> float:
+        return float(sum(completion_ids)) if answer > "m" else 1.0
+
+    monkeypatch.setattr(Sampler, "sample", sampled)
+    session = run("dapo", reward_functions=[some], batch_size=16, max_resample_batches=1, max_steps=1)
+    session.train()
+    assert 0 < fillers[0] < 4
+    rollout = session.trainer.rollout
+    assert rollout.counted.tolist() == [True] * 4 * (4 - fillers[0]) + [False] * 4 * fillers[0]
+    assert torch.equal(rollout.loss_mask.any(1), rollout.counted)
+
+
 def test_samples_are_logged_when_due(tmp_path: Path, run: Run) -> None:
     logging_settings = {
         "sample_logging": {

@@ -219,6 +219,11 @@ def test_equal_rewards_move_nothing(run: Run) -> None:
     assert all(row["grad_norm"] == 0 and row["zero_variance_groups"] == 1 for row in found)
 
 
+def test_an_entropy_bonus_moves_what_equal_rewards_do_not(run: Run) -> None:
+    found = trained(run(reward_functions=[constant], kl_coef=0.0, grpo_alpha=0.1, max_steps=1))[0]
+    assert found["grad_norm"] > 0
+
+
 def constant(completion: str) -> float:
     return 0.25
 
@@ -294,6 +299,14 @@ def test_truncated_completions_are_not_run_in_the_update(run: Run) -> None:
     )
     assert masked["completions/truncated_share"] == whole["completions/truncated_share"] == 1
     assert masked["num_tokens"] < whole["num_tokens"] / 4
+
+
+def test_completions_are_punished_by_the_length_that_the_loss_does_not_see(run: Run) -> None:
+    """Truncated ones carry no loss, and are 2 tokens long all the same: the limit."""
+    settings = {"overlong_buffer": 1, "dynamic_sampling": False, "max_completion_length": 2, "kl_coef": 0.0, "max_steps": 1}  # fmt: skip
+    (found,) = trained(run("dapo", mask_truncated_completions=True, **settings))
+    assert found["completions/truncated_share"] == 1
+    assert found["overlong_punishment"] == -1
 
 
 def test_one_warning_when_everything_is_truncated(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
