@@ -37,6 +37,27 @@ def test_the_first_update_is_on_policy(run: Run, algorithm: str, temperature: fl
         assert first["kl"] == pytest.approx(0.0, abs=1e-6)
 
 
+def test_phases_are_measured_without_dropout_and_updates_made_with_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the other left: in the second phase the model comes from an update."""
+    modes: list[tuple[str, bool]] = []
+
+    def watch(name: str) -> None:
+        plain = getattr(OnlineTrainer, name)
+
+        def watched(self: Any, *given: Any) -> Any:
+            modes.append((name, self.model.training))
+            return plain(self, *given)
+
+        monkeypatch.setattr(OnlineTrainer, name, watched)
+
+    watch("_measure")
+    watch("loss_of")
+    run(max_steps=2).train()
+    assert modes == [("_measure", False), ("loss_of", True)] * 2
+
+
 def test_each_phase_draws_and_shuffles_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
     orders: list[tuple[int, ...]] = []

@@ -103,6 +103,8 @@ def test_lora_with_its_adapter_off_is_every_other_reference(
     expected, found = trained(plain), trained(copied)
     modes = ("adapter disabled", "adapter frozen" if "ref_adapter_name" in settings else "copy")
     assert (plain.trainer.reference.mode, copied.trainer.reference.mode) == modes
+    if modes[1] == "copy":
+        assert not any(weight.requires_grad for weight in copied.trainer.reference.model.parameters())
     for one, other in zip(expected, found, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
     assert expected[-1]["rewards/margins"] != 0
