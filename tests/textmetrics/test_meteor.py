@@ -137,3 +137,10 @@ def test_equals_nltk_where_no_word_repeats(left: list[str], right: list[str]):
 
     expected = nltk.single_meteor_score(right, left, wordnet=NoWordNet())
     assert meteor([" ".join(left)], [" ".join(right)], synonyms=None) == [pytest.approx(expected, abs=1e-12)]
+
+
+def test_an_answer_that_repeats_one_word_is_scored_as_any_other():
+    # 2,000 times "the" against 200: this took a step for each choice of each two of them, several minutes in all
+    (score,) = meteor(["the " * 2000], ["the cat " * 200], synonyms=None)
+    mean = 0.1 * 0.5 / (0.9 * 0.1 + 0.1 * 0.5)  # P = 200/2000, R = 200/400; each of the 200 matches is a chunk
+    assert score == pytest.approx(mean * 0.5)

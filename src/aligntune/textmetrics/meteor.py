@@ -145,21 +145,29 @@ def _best_pairing(lefts: list[int], rights: list[int], fixed: Pairs, length: int
         return {i: j for j, i in flipped.items()}
     crossings = _crossings(lefts, rights, fixed)
     surplus = len(rights) - len(lefts)
-    joins = {(i, j) for i, j in fixed.items()}
-    # best[s]: least cost of pairing the words so far while skipping s positions of `rights`, and its last choices.
-    best: list[tuple[int, Pairs]] = [(0, {})] * (surplus + 1)
+    # best[s]: least cost of pairing the words so far while skipping s positions of `rights`; came[n][s]: how many of these
+    # were skipped before word n. Of equal costs the fewest skipped early counts.
+    best, came = [0] * (surplus + 1), []
     for n, i in enumerate(lefts):
-        step: list[tuple[int, Pairs]] = []
+        follows = n > 0 and lefts[n - 1] == i - 1
+        step, source, least = [], [], 0
         for skipped in range(surplus + 1):
             j = rights[n + skipped]
-            options = []
-            for cost, chosen in best[: skipped + 1]:
-                adjacent = ((i - 1, j - 1) in joins) + ((i + 1, j + 1) in joins) + (chosen.get(i - 1) == j - 1)
-                options.append((cost + crossings[n][n + skipped] * (length + 1) - adjacent, chosen))
-            cost, chosen = min(options, key=lambda option: option[0])
-            step.append((cost, {**chosen, i: j}))
+            if best[skipped] < best[least]:
+                least = skipped
+            # A pair beside the one before it saves a chunk, which only the same skips can give.
+            beside = follows and rights[n + skipped - 1] == j - 1
+            taken = skipped if best[skipped] - beside < best[least] else least
+            adjacent = (fixed.get(i - 1) == j - 1) + (fixed.get(i + 1) == j + 1) + (beside and taken == skipped)
+            step.append(best[taken] + crossings[n][n + skipped] * (length + 1) - adjacent)
+            source.append(taken)
         best = step
-    return min(best, key=lambda option: option[0])[1]
+        came.append(source)
+    skipped, chosen = best.index(min(best)), {}
+    for n in range(len(lefts) - 1, -1, -1):
+        chosen[lefts[n]] = rights[n + skipped]
+        skipped = came[n][skipped]
+    return dict(reversed(chosen.items()))
 
 
 def _crossings(lefts: list[int], rights: list[int], fixed: Pairs) -> list[list[int]]:
