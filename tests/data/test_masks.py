@@ -8,7 +8,8 @@ from chat_families import byte_tokenizer, family
 from datasets import Dataset
 
 from aligntune.config.sft import DatasetConfig
-from aligntune.data.masks import IGNORED
+from aligntune.data import masks
+from aligntune.data.masks import IGNORED, encode_spans, in_parts
 from aligntune.data.template import ChatTemplate
 from aligntune.data.tokenize import tokenize_sft
 from aligntune.errors import DataError
@@ -315,3 +316,19 @@ def test_an_end_that_only_the_whole_conversation_has():
     assert trained_text(tokenizer, tokens_of(tokenizer, [USER, PARIS], assistant_only_loss=True)).endswith(
         "Paris.\n</s>"
     )
+
+
+def test_long_texts_are_tokenised_a_few_at_a_time(monkeypatch) -> None:
+    """The tokenizer keeps so much about each token that a thousand long rows at once took tens of gigabytes."""
+    tokenizer, texts = family("mistral"), ["abc" * size for size in (1, 2, 30, 1, 1, 4)]
+    spans = [[(1, len(text))] for text in texts]
+    whole = encode_spans(tokenizer, texts, spans)
+    seen = []
+    monkeypatch.setattr(masks, "AT_ONCE", 12)
+    monkeypatch.setattr(
+        masks, "_encode", lambda _, part, own, inner=masks._encode: seen.append(list(part)) or inner(_, part, own)
+    )
+    parts = encode_spans(tokenizer, texts, spans)
+    assert [list(map(len, part)) for part in seen] == [[3, 6], [90], [3, 3], [12]]
+    assert [(row.ids.tolist(), row.ranges) for row in parts] == [(row.ids.tolist(), row.ranges) for row in whole]
+    assert list(in_parts([], 5)) == []

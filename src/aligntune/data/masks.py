@@ -6,7 +6,7 @@ has to write.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,9 @@ from aligntune.errors import ModelError
 
 IGNORED = -100
 """Label of a token without a loss."""
+
+AT_ONCE = 1 << 21
+"""Characters that are tokenised at a time: the tokenizer keeps over a hundred bytes about each of their tokens."""
 
 Ids = npt.NDArray[np.int32]
 Span = tuple[int, int]
@@ -44,6 +47,25 @@ def encode_spans(
             f"{type(tokenizer).__name__} is a slow tokenizer: it cannot tell which characters a token covers, so no loss mask "
             "can be made. Use the model's fast tokenizer (a tokenizer.json)."
         )
+    parts = in_parts([len(text) for text in texts], AT_ONCE)
+    return [row for part in parts for row in _encode(tokenizer, texts[part], spans[part])]
+
+
+def in_parts(sizes: Sequence[int], limit: int) -> Iterator[slice]:
+    """Stretches of items whose `sizes` add up to at most `limit`; an item above it is alone."""
+    start = total = 0
+    for place, size in enumerate(sizes):
+        if place > start and total + size > limit:
+            yield slice(start, place)
+            start, total = place, 0
+        total += size
+    if start < len(sizes):
+        yield slice(start, len(sizes))
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], spans: Sequence[Sequence[Span]]
+) -> list[TokenSpans]:
     encoded = tokenizer(
         list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
     )
