@@ -9,6 +9,7 @@ from chat_families import family
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from aligntune.config.sft import DatasetConfig
+from aligntune.data.detect import RowReader
 from aligntune.data.labels import (
     LabelSet,
     align_tags,
@@ -39,6 +40,18 @@ class TestLabelSets:
         assert found.id2label == {0: "neg", 1: "pos"}
         assert found.label2id == {"neg": 0, "pos": 1}
         assert found.id_of("pos") == found.id_of(" pos") == 1
+
+    @pytest.mark.parametrize(
+        "rows", [texts(["b", " a ", "b"]), texts([1, 0, 1]), texts([True, False]), texts([1.0, 0.0])]
+    )
+    def test_no_row_is_read_for_its_label_and_the_set_is_that_of_the_rows(self, rows, monkeypatch):
+        of_rows = find_labels(rows.to_iterable_dataset(), TEXTS)
+        monkeypatch.setattr(RowReader, "__call__", lambda *_: pytest.fail("a row was read"))
+        assert find_labels(rows, TEXTS) == of_rows
+
+    def test_no_sentence_is_read_for_its_tags(self, monkeypatch):
+        monkeypatch.setattr(RowReader, "__call__", lambda *_: pytest.fail("a row was read"))
+        assert find_labels(tagged([["O", "B-X"], [], ["O"]]).select([2, 1, 0]), TAGS).names == ("O", "B-X")
 
     def test_integers_from_zero_keep_their_value(self):
         found = find_labels(texts([2, 0, 1]), TEXTS)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
@@ -79,9 +80,7 @@ def find_shared_labels(
     named = [_class_names(rows, column) for (rows, _), column in zip(readers, columns, strict=True)]
     if any(names is not None for names in named):
         return _named_labels(named, columns[0], num_labels)
-    seen = {
-        label for rows, reader in readers for index, row in enumerate(rows) for label in _values(reader, row, index)
-    }
+    seen = {label for rows, reader in readers for label in _distinct(rows, reader)}
     return _numbered(seen, columns[0], num_labels, at_least)
 
 
@@ -128,13 +127,32 @@ def labels_of_model(names: Sequence[str], found: LabelSet) -> LabelSet:
     )
 
 
+def _distinct(rows: Dataset | IterableDataset, reader: RowReader) -> set[Any]:
+    """The labels of all rows, checked: from the column as Arrow keeps it; row by row where one is wrong, for the error."""
+    column = _label_column(reader)
+    feature = rows.features[column] if rows.features else None
+    listed = isinstance(feature, List)
+    if isinstance(rows, Dataset) and isinstance(feature.feature if listed else feature, Value):
+        seen: set[Any] = set()
+        for batch in rows.select_columns([column]).with_format("arrow").iter(100_000):
+            values = pc.list_flatten(batch[column]) if listed else batch[column]
+            seen.update(map(_plain, pc.unique(values).to_pylist()))
+        if all(map(_is_label, seen)):
+            return seen
+    return {label for index, row in enumerate(rows) for label in _values(reader, row, index)}
+
+
+def _is_label(plain: Any) -> bool:
+    return isinstance(plain, str | int) and plain != ""
+
+
 def _values(reader: RowReader, row: Mapping[str, Any], index: int) -> Iterable[Any]:
     """The labels of one row, checked one by one."""
     example = reader(row, index)
     labels = example.tags if isinstance(example, TaggedExample) else [example.label]  # type: ignore[union-attr]
     for label in labels:
         plain = _plain(label)
-        if not isinstance(plain, str | int) or plain == "":
+        if not _is_label(plain):
             raise row_error(
                 DataError(f"a label should be text or a whole number, got {label!r}; drop rows without a label"),
                 row,
