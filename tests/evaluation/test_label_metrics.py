@@ -169,3 +169,11 @@ def test_equals_seqeval(rows: list[list[tuple[str, str]]]):
     assert list(report.metrics().values()) == pytest.approx(
         [float(np.nan_to_num(value)) for value in expected], abs=1e-9
     )
+
+
+def test_of_many_classes_those_with_the_most_mistakes_are_shown():
+    report = label_report([0, 1, 2, 2, 3, 3, 3], [0, 1, 3, 3, 2, 3, 0], labels=list(range(10_000)))
+    labels, counts, said = report.most_confused(2)
+    assert (labels, counts) == ([2, 3], [[0, 2], [1, 1]])
+    assert said == "Of 10000 classes the 2 with the most mistakes."
+    assert label_report([0, 1], [1, 1]).most_confused(2) == ([0, 1], [[0, 1], [0, 1]], "")

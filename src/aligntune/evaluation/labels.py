@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from aligntune.errors import DataError
 
 CLASSIFICATION_METRICS = ("accuracy", "f1_macro", "f1_weighted", "matthews_correlation")
 ENTITY_METRICS = ("precision", "recall", "f1", "f1_macro", "f1_weighted", "accuracy")
+
+SHOWN_CLASSES = 100
+"""Most classes of a confusion matrix that is shown."""
 
 Entity = tuple[str, int, int]
 """Type, and the places of the first and last word."""
@@ -41,10 +45,10 @@ class Score:
 
 @dataclass(frozen=True)
 class LabelReport:
-    """Scores of single labels. `confusion[i][j]`: rows of true class `labels[i]` that were given `labels[j]`."""
+    """Scores of single labels. `pairs`: (true label, given label) -> rows, where there are any."""
 
     labels: list[Any]
-    confusion: list[list[int]]
+    pairs: Mapping[tuple[Any, Any], int]
     per_class: dict[Any, Score]
     accuracy: float
     f1_macro: float
@@ -54,6 +58,26 @@ class LabelReport:
     def metrics(self) -> dict[str, float]:
         """The scalars, under the names of `CLASSIFICATION_METRICS`."""
         return {name: getattr(self, name) for name in CLASSIFICATION_METRICS}
+
+    @cached_property
+    def confusion(self) -> list[list[int]]:
+        """`[i][j]`: rows of true class `labels[i]` that were given `labels[j]`."""
+        return self._matrix(self.labels)
+
+    def most_confused(self, count: int = SHOWN_CLASSES) -> tuple[list[Any], list[list[int]], str]:
+        """`labels` and `confusion`; of more than `count` classes, of those with the most mistakes, and a sentence that says so."""
+        if len(self.labels) <= count:
+            return self.labels, self.confusion, ""
+        mistakes: Counter[Any] = Counter()
+        for pair, rows in self.pairs.items():
+            if pair[0] != pair[1]:
+                mistakes.update(dict.fromkeys(pair, rows))
+        worst = set(sorted(self.labels, key=lambda label: -mistakes[label])[:count])
+        shown = [label for label in self.labels if label in worst]
+        return shown, self._matrix(shown), f"Of {len(self.labels)} classes the {count} with the most mistakes."
+
+    def _matrix(self, labels: Sequence[Any]) -> list[list[int]]:
+        return [[self.pairs.get((true, guess), 0) for guess in labels] for true in labels]
 
 
 def label_report(
@@ -75,7 +99,7 @@ def label_report(
     scores = {label: Score.of(pairs[label, label], predicted[label], wanted[label]) for label in order}
     return LabelReport(
         labels=order,
-        confusion=[[pairs[true, guess] for guess in order] for true in order],
+        pairs=pairs,
         per_class=scores,
         accuracy=sum(pairs[label, label] for label in order) / len(references),
         f1_macro=_macro(scores[label] for label in occurring),

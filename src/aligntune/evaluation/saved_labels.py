@@ -78,9 +78,10 @@ def _judge_sentences(classifier: Classifier, labels: LabelSet, examples: Sequenc
 
 def _tables(scores: LabelScores) -> list[Table]:
     found = [] if scores.entities is None else [_table("Entities", "type", scores.entities.per_type)]
-    names = [str(name) for name in scores.labels.labels]
-    confusion = [[name, *row] for name, row in zip(names, scores.labels.confusion, strict=True)]
-    matrix: Table = ("Confusion matrix (rows: the true class)", ["", *names], confusion)
+    labels, counts, of_many = scores.labels.most_confused()
+    names = [str(name) for name in labels]
+    confusion = [[name, *row] for name, row in zip(names, counts, strict=True)]
+    matrix: Table = (f"Confusion matrix (rows: the true class). {of_many}".rstrip(". "), ["", *names], confusion)
     return [*found, _table("Classes", "class", scores.labels.per_class), matrix]
 
 

@@ -56,7 +56,7 @@ class Scorer:
         if self.tags:
             self.last = self._tags(evaluated.predictions[0][order], labels[order])
         else:
-            guesses = evaluated.predictions[order].argmax(-1)
+            guesses = evaluated.predictions[0][order]
             self.last = score_texts(self.names, self._called(labels[order]), self._called(guesses))
         return self.last.metrics | self._custom(self.last)
 
@@ -86,9 +86,10 @@ def report_sections(scores: LabelScores) -> list[Section]:
     if scores.entities is not None:
         found.append(("table", "Scores by entity type", _table("type", scores.entities.per_type)))
     found.append(("table", "Scores by class", _table("class", scores.labels.per_class)))
-    names = [str(label) for label in scores.labels.labels]
+    labels, confusion, of_many = scores.labels.most_confused()
+    names = [str(label) for label in labels]
     note = "Rows: the true class. Columns: the class that was predicted."
-    matrix = sections.matrix(scores.labels.confusion, names, names, "true class", "predicted class", note)
+    matrix = sections.matrix(confusion, names, names, "true class", "predicted class", f"{note} {of_many}".strip())
     return [*found, ("matrix", "Confusion matrix", matrix)]
 
 

@@ -17,8 +17,8 @@ from aligntune.trainers.passes import StepsInPieces
 class ClassificationTrainer(StepsInPieces, LanguageModelEvaluation, GroupsByLength, NativeTrainer):
     """Cross-entropy summed over the labels of a batch, divided by the number of labels in the whole optimiser batch.
 
-    An evaluation gives the probabilities of each text `[B, C]`, or the class of each token and its probability `[B, T]`;
-    its loss is the mean over all labels.
+    An evaluation gives the class of each text or token and its probability, `[B]` or `[B, T]`; its loss is the mean over all
+    labels.
     """
 
     with_perplexity = False
@@ -44,7 +44,7 @@ class ClassificationTrainer(StepsInPieces, LanguageModelEvaluation, GroupsByLeng
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             number = number / self.accelerator.num_processes
         loss = total / number.clamp(min=1)
-        return (loss, said(logits, labels)) if return_outputs else loss
+        return (loss, said(logits)) if return_outputs else loss
 
     def share(self, model: Any, piece: dict[str, Any], number: Tensor | int) -> Tensor:
         return self._total(model, piece)[1] / number
@@ -58,10 +58,7 @@ class ClassificationTrainer(StepsInPieces, LanguageModelEvaluation, GroupsByLeng
         )
 
 
-def said(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What an evaluation keeps of the logits."""
-    probabilities = logits.softmax(-1)
-    if labels.dim() == 1:
-        return {"probabilities": probabilities}
-    probability, guess = probabilities.max(-1)
+def said(logits: Tensor) -> dict[str, Tensor]:
+    """What an evaluation keeps of the logits: all of them, of many rows and classes, would fill the memory."""
+    probability, guess = logits.softmax(-1).max(-1)
     return {"guess": guess, "probability": probability}
