@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import datasets
 import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
 from aligntune.config import rl, sft
@@ -196,6 +198,13 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
 def column_names(rows: Dataset | IterableDataset) -> list[str]:
     """The columns; of a stream that does not know them, those of its first row."""
     return list(rows.column_names or next(iter(rows), {}))
+
+
+def list_lengths(rows: Dataset, column: str) -> npt.NDArray[np.int64]:
+    """[n] how many entries each row's list in `column` has."""
+    batches = rows.select_columns([column]).with_format("arrow").iter(10_000)
+    counts = [pc.list_value_length(batch[column]).to_numpy() for batch in batches]
+    return np.concatenate([np.zeros(0, np.int64), *counts])
 
 
 def processes(count: int | None) -> int | None:

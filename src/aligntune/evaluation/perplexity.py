@@ -7,7 +7,7 @@ means would weigh short batches too much.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -83,14 +83,16 @@ def evaluate_loss(
     return total
 
 
-def row_losses(model: Any, rows: Sequence[Mapping[str, Sequence[int]]], *, batch_size: int = 8) -> list[TokenLoss]:
-    """The loss of each row by itself, in their order. Like lengths go together, without padding."""
-    order = sorted(range(len(rows)), key=lambda at: len(rows[at]["input_ids"]))
-    found = [TokenLoss()] * len(rows)
+def row_losses(
+    model: Any, row: Callable[[int], Mapping[str, Sequence[int]]], lengths: Sequence[int], *, batch_size: int = 8
+) -> list[TokenLoss]:
+    """The loss of each row by itself, in their order. Like `lengths` go together, without padding; `row` gives one by its place."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    found = [TokenLoss()] * len(lengths)
     with _evaluating(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            for at, loss in zip(chosen, _split_loss(model, [rows[at] for at in chosen]), strict=True):
+            for at, loss in zip(chosen, _split_loss(model, [row(at) for at in chosen]), strict=True):
                 found[at] = loss
     return found
 

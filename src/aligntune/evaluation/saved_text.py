@@ -11,6 +11,7 @@ from aligntune.config.run import SFTRunConfig
 from aligntune.data import row_reader, tokenize_pairs, tokenize_sft
 from aligntune.data.examples import PairExample
 from aligntune.data.masks import IGNORED
+from aligntune.data.sources import list_lengths
 from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, evaluation_row
 from aligntune.evaluation.evaluator import AnswerEvaluator
 from aligntune.evaluation.perplexity import TokenLoss, row_losses
@@ -84,7 +85,7 @@ def _losses(run: SFTRunConfig, rows: Any, model: Any, tokenizer: Any) -> tuple[d
         completion_only_loss=run.train.completion_only_loss,
         assistant_only_loss=run.train.assistant_only_loss,
     )
-    losses = row_losses(model, list(tokens), batch_size=batch_size(run))
+    losses = row_losses(model, tokens.__getitem__, tokens["length"][:], batch_size=batch_size(run))
     total = sum(losses, TokenLoss())
     records = {
         number: {"row": number, "tokens": loss.tokens, "perplexity": loss.perplexity}
@@ -123,8 +124,7 @@ def _likelier(run: SFTRunConfig, rows: Any) -> SavedEvaluation:
     texts = _pairs(run, rows)
     model, tokenizer, _ = load_for_evaluation(run)
     pairs = _tokenized_pairs(run, rows, tokenizer)
-    chosen = row_losses(model, _sides(pairs, "chosen_ids"), batch_size=batch_size(run))
-    rejected = row_losses(model, _sides(pairs, "rejected_ids"), batch_size=batch_size(run))
+    chosen, rejected = (_side_losses(model, pairs, side, batch_size(run)) for side in ("chosen_ids", "rejected_ids"))
     margins = [worse.nll - better.nll for better, worse in zip(chosen, rejected, strict=True)]
     metrics = {
         "logps/accuracies": sum(margin > 0 for margin in margins) / len(margins),
@@ -155,12 +155,16 @@ def _tokenized_pairs(run: SFTRunConfig, rows: Any, tokenizer: Any) -> Any:
     return tokenize_pairs(rows.add_column(ROW, list(range(len(rows)))), tokenizer, config, max_length=longest)
 
 
-def _sides(pairs: Any, side: str) -> list[dict[str, list[int]]]:
-    """Prompt and one answer, of which the answer counts."""
-    return [
-        {"input_ids": row["prompt_ids"] + row[side], "labels": [IGNORED] * len(row["prompt_ids"]) + row[side]}
-        for row in pairs
-    ]
+def _side_losses(model: Any, pairs: Any, side: str, size: int) -> list[TokenLoss]:
+    """The losses of one answer to each prompt, of which the answer counts."""
+
+    def row(place: int) -> dict[str, list[int]]:
+        pair = pairs[place]
+        prompt, answer = pair["prompt_ids"], pair[side]
+        return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
+
+    lengths = list_lengths(pairs, "prompt_ids") + list_lengths(pairs, side)
+    return row_losses(model, row, lengths.tolist(), batch_size=size)
 
 
 def _record(number: int, pair: PairExample) -> dict[str, Any]:

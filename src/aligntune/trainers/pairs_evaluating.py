@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from aligntune.algorithms.base import AlgorithmSpec
 from aligntune.algorithms.batch import Loss, Normalizers, PairBatch, PairLogProbs, combine_metrics
 from aligntune.algorithms.dpo import sequence_log_probs
+from aligntune.data.sources import list_lengths
 from aligntune.models.forward import packed_log_probs
 from aligntune.models.packed import PackedRows
 from aligntune.trainers.pair_batches import Pairs, Step
@@ -117,15 +120,31 @@ class PairsEvaluation(_Base):
             values = self.accelerator.reduce(values, "sum")
         return dict(zip(names, values.tolist()))
 
-    def _own_batches(self, rows: Any, processes: int) -> list[tuple[Pairs, bool]]:
+    def _own_batches(self, rows: Any, processes: int) -> _Batches:
         """This process's batches, and whether they count: every process must do the same number of forward passes."""
         size, own = self.args.per_device_eval_batch_size, self.accelerator.process_index % processes
         everyone = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
         mine = [(places, True) for places in everyone[own::processes]]
         mine += [(everyone[0], False)] * (-(-len(everyone) // processes) - len(mine))
-        return [(Pairs.collate(list(rows.select(places)))["pairs"], counts) for places, counts in mine]
+        return _Batches(rows, mine)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Batches of `rows` by their places, each with whether it counts; one at a time in memory."""
+
+    rows: Any
+    places: Sequence[tuple[range, bool]]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[tuple[Pairs, bool]]:
+        for places, counts in self.places:
+            yield Pairs.collate(list(self.rows.select(places)))["pairs"], counts
 
 
 def _answer_tokens(rows: Any) -> int:
     """Tokens of the chosen answers that have a predictor."""
-    return sum(max(0, len(row["chosen_ids"]) - (not row["prompt_ids"])) for row in rows)
+    chosen, prompts = (list_lengths(rows, name) for name in ("chosen_ids", "prompt_ids"))
+    return int(np.maximum(0, chosen - (prompts == 0)).sum())

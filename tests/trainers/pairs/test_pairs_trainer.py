@@ -16,6 +16,7 @@ import tiny
 from aligntune.core.backend_factory import create_rl_trainer
 from aligntune.errors import ConfigError, DataError
 from aligntune.reporting.text import without_timing
+from aligntune.trainers import pairs_evaluating
 from aligntune.trainers.length_groups import GroupsByLength, LengthGroups
 
 pytestmark = pytest.mark.usefixtures("short_answers")
@@ -281,3 +282,24 @@ def test_pairs_that_teach_nothing_are_dropped_and_counted(
 def test_what_cannot_act_is_refused(files: Path, tmp_path: Path, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         run(files, tmp_path, **settings).build_trainer()
+
+
+def test_an_evaluation_holds_one_batch_of_pairs_at_a_time(files: Path) -> None:
+    rows = Dataset.from_dict(
+        {"prompt_ids": [[1], [], [3]], "chosen_ids": [[4, 5], [6], [7]], "rejected_ids": [[8], [9], [10, 11]]}
+    )
+    read: list[range] = []
+
+    class Rows:
+        def select(self, places: range) -> Dataset:
+            read.append(places)
+            return rows.select(places)
+
+    batches = pairs_evaluating._Batches(Rows(), [(range(2), True), (range(2, 3), False)])
+    (pairs, counts) = next(iter(batches))
+    assert (len(batches), read, counts) == (2, [range(2)], True)
+    assert (pairs.prompts, pairs.chosen, pairs.rejected) == ([[1], []], [[4, 5], [6]], [[8], [9]])
+    assert [len(pairs) for pairs, _ in batches] == [2, 1]
+    assert (
+        pairs_evaluating._answer_tokens(rows.select([2, 1, 0])) == 3
+    )  # an answer without a prompt has one predictor less
