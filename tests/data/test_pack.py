@@ -216,3 +216,22 @@ class TestTraining:
         leaking = {name: batch[name] for name in ("input_ids", "labels")}
         other, _ = self.loss_and_gradients(model, [leaking])
         assert abs(other - loss) > 1e-4
+
+
+@pytest.mark.parametrize("capacity", [1023, 1024, 5000, 300_000])
+def test_large_bins_are_filled_as_small_ones_are(capacity):
+    """Each document into the bin with the least room that is enough, of several into the one that changed last."""
+    lengths = np.random.default_rng(capacity).integers(1, capacity * 2 // 3, 200)
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (room, when it changed)
+    for time, document in enumerate(np.argsort(-lengths, kind="stable").tolist()):
+        size = int(lengths[document])
+        fits = [at for at, (left, _) in enumerate(room) if left >= size]
+        if not fits:
+            bins.append([])
+            room.append((capacity, time))
+            fits = [len(bins) - 1]
+        at = min(fits, key=lambda at: (room[at][0], -room[at][1]))
+        bins[at].append(document)
+        room[at] = (room[at][0] - size, time)
+    assert best_fit_decreasing(lengths, capacity) == bins

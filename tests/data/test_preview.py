@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from chat_families import family
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,3 +96,11 @@ def test_preview_reads_arrays_too():
     tokenizer = family("qwen2.5")
     ids = np.array(tokenizer("hello")["input_ids"])
     assert "".join(text for text, _ in row_tokens(ids, ids, tokenizer)) == "hello"
+
+
+def test_rows_have_one_fingerprint_however_they_were_chosen():
+    whole = Dataset.from_dict({"a": [[at] * (at % 3) for at in range(50)], "b": [f"t{at}" for at in range(50)]})
+    for places in ([3, 4, 5, 9], [40, 2, 2, 17], [0, 49]):
+        alone = Dataset.from_list([whole[at] for at in places], features=whole.features)
+        joined = concatenate_datasets([whole, whole]).select([place + 50 * (place % 2) for place in places])
+        assert rows_fingerprint(whole.select(places)) == rows_fingerprint(joined) == rows_fingerprint(alone)

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -22,9 +23,21 @@ def rows_fingerprint(rows: Dataset) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps(rows.features.to_dict()).encode())
     for start in range(0, len(rows), BATCH):
-        table: pa.Table = rows.with_format("arrow")[start : start + BATCH]
-        _add(digest, table.replace_schema_metadata(None))
+        _add(digest, _stretch(rows, start).replace_schema_metadata(None))
     return digest.hexdigest()
+
+
+def _stretch(rows: Dataset, start: int) -> pa.Table:
+    """`BATCH` rows from `start` on. Those of a selection are taken together, where `datasets` gathers them one by one."""
+    if rows._indices is None:
+        return rows.with_format("arrow")[start : start + BATCH]
+    places = rows._indices.column(0).slice(start, BATCH).to_numpy()
+    distinct, back = np.unique(places, return_inverse=True)  # in ascending order: Arrow jumps slowly between chunks
+    first = int(distinct[0])
+    around = rows.data.fast_slice(first, int(distinct[-1]) - first + 1)
+    if around.column(0).num_chunks > BATCH // 4:  # so many that looking into each of them takes longer
+        return rows.with_format("arrow")[start : start + BATCH]
+    return around.take(pa.array(distinct - first)).combine_chunks().take(pa.array(back))
 
 
 def _add(digest: Any, table: pa.Table) -> None:

@@ -37,29 +37,64 @@ WINDOW = 1000
 def best_fit_decreasing(lengths: Sequence[int] | Lengths, capacity: int) -> list[list[int]]:
     """Bins of document indices; the lengths of a bin add up to at most `capacity`. Longer documents count as `capacity`.
 
-    Bit s of `spaces` says that some bin has s tokens of room, so the tightest fit is the lowest bit from the document's length
-    up: O(n log n) for sorting, and n operations on an integer of `capacity` bits.
+    Some bin has s tokens of room where s is in `spaces`, so the tightest fit is its lowest number from the document's length
+    up: O(n log n) for sorting, and n operations that hardly depend on `capacity`.
     """
     sizes = np.minimum(np.asarray(lengths, dtype=np.int64), capacity)
     bins: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]
-    spaces = 0
+    with_room: dict[int, list[int]] = {}
+    spaces = _Numbers(capacity)
     for document in np.argsort(-sizes, kind="stable").tolist():
         size = int(sizes[document])
-        fitting = spaces >> size
-        if fitting:
-            space = size + (fitting & -fitting).bit_length() - 1
+        space = spaces.at_least(size)
+        if space is not None:
             target = with_room[space].pop()
             if not with_room[space]:
-                spaces &= ~(1 << space)
+                spaces.remove(space)
             bins[target].append(document)
         else:
             space, target = capacity, len(bins)
             bins.append([document])
         if space > size:
-            with_room[space - size].append(target)
-            spaces |= 1 << (space - size)
+            with_room.setdefault(space - size, []).append(target)
+            spaces.add(space - size)
     return bins
+
+
+BITS = 10
+
+
+class _Numbers:
+    """A set of numbers from 0 to `most`: one bit each in blocks of 1024, and a bit for each block that is not empty."""
+
+    def __init__(self, most: int) -> None:
+        self.blocks, self.used = [0] * ((most >> BITS) + 1), 0
+
+    def add(self, number: int) -> None:
+        block, place = divmod(number, 1 << BITS)
+        self.blocks[block] |= 1 << place
+        self.used |= 1 << block
+
+    def remove(self, number: int) -> None:
+        block, place = divmod(number, 1 << BITS)
+        self.blocks[block] &= ~(1 << place)
+        if not self.blocks[block]:
+            self.used &= ~(1 << block)
+
+    def at_least(self, number: int) -> int | None:
+        """The lowest of the set that is not below `number`."""
+        block, place = divmod(number, 1 << BITS)
+        if above := self.blocks[block] >> place:
+            return number + _lowest(above)
+        later = self.used >> block + 1
+        if not later:
+            return None
+        block += 1 + _lowest(later)
+        return (block << BITS) + _lowest(self.blocks[block])
+
+
+def _lowest(bits: int) -> int:
+    return (bits & -bits).bit_length() - 1
 
 
 def pack(
