@@ -202,3 +202,16 @@ def test_each_of_several_gpus_is_named(tmp_path, monkeypatch):
         arguments = types.SimpleNamespace(device=torch.device("cuda"), world_size=count)
         callbacks.RecorderCallback(recorder, run).on_train_end(arguments, None, None)
     assert said == ["peak memory by process: 3.0, 6.0 GiB"]
+
+
+def test_checkpoints_do_not_grow_with_every_line_logged(tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks, "KEPT_LOGS", 2)
+    run = RunDirectory.create(tmp_path / "run")
+    trainer, _ = build(run, logging_steps=1)
+    trainer.train()
+    history = trainer.state.log_history
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [6, 12]
+    trained = [entry["step"] for entry in history if "loss" in entry]
+    assert trained[-2:] == [11, 12]
+    assert len(trained) < 6
+    assert [row["step"] for row in run.metrics.rows() if row["split"] == "train"] == list(range(1, 13))

@@ -26,6 +26,9 @@ TOKENS_SEEN = "num_input_tokens_seen"
 RENAMED = {TOKENS_SEEN: "num_tokens"}
 DROPPED = ("train_runtime", "train_tokens_per_second")
 SPLITS = ("eval", "test")
+KEPT_LOGS = 1000
+"""Newest training lines in a trainer's own history, beside all evaluations. Every checkpoint writes that history whole, which
+grew with the square of the steps; the run's metrics.jsonl has every line."""
 
 
 def attach_recorder(trainer: Trainer, recorder: Recorder, run: RunDirectory | None = None) -> RecorderCallback:
@@ -54,6 +57,7 @@ class RecorderCallback(TrainerCallback):
         self._meter: _TokenMeter | None = None
         self._replaying = False
         self._evaluated = 0
+        self._history_limit = 2 * KEPT_LOGS
         self._tokens_before = self._tokens_logged = 0
         self._elapsed_before = 0.0
         self._started = self._logged = time.monotonic()
@@ -113,6 +117,7 @@ class RecorderCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Record a log line of training or of an evaluation; drop the summary of the session."""
+        self._shorten(state)
         if not logs or any(name in logs for name in SUMMARY):
             return
         split, values = split_of(logs)
@@ -141,6 +146,14 @@ class RecorderCallback(TrainerCallback):
         if self._meter is not None:
             self._meter.remove()
             self._meter = None
+
+    def _shorten(self, state: TrainerState) -> None:
+        history = state.log_history
+        if len(history) > self._history_limit:
+            trained = [place for place, entry in enumerate(history) if split_of(entry)[0] == "train"]
+            gone = set(trained[:-KEPT_LOGS])
+            history[:] = [entry for place, entry in enumerate(history) if place not in gone]
+            self._history_limit = len(history) + KEPT_LOGS
 
     def _measured(self, values: Mapping[str, Any], args: TrainingArguments, *, kept: bool) -> dict[str, Any]:
         """Tokens so far, tokens per second since the last log, seconds so far, peak memory in GiB of the device that needs most.
