@@ -17,6 +17,8 @@ import yaml
 from aligntune.reporting.provenance import is_secret
 from aligntune.reporting.run import RunDirectory
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of libyaml: the texts of a reward model's training are many
+
 LONG_LIST = 64
 """Entries; a longer list is cut on the page."""
 
@@ -140,7 +142,7 @@ def _yaml(run: RunDirectory) -> dict[str, Any]:
     if not run.config.exists():
         return {}
     try:
-        content = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+        content = yaml.load(run.config.read_text(encoding="utf-8"), LOADER)
     except yaml.YAMLError as error:
         raise ValueError(f"{run.config} is not YAML: {error}") from error
     return content if isinstance(content, dict) else {}
