@@ -17,6 +17,7 @@ from aligntune.core.backend_factory import create_sft_trainer
 from aligntune.errors import ConfigError, DataError, ModelError
 from aligntune.models.save import merged, same_logits
 from aligntune.reporting.text import without_timing
+from aligntune.trainers import sft
 from shell import aligntune, start
 
 BACKENDS = ["trl", "native"]
@@ -389,3 +390,27 @@ def test_one_chat_template_whichever_rows_are_read_first(files: Path) -> None:
     mixture = [{"name": str(files / "train.jsonl"), "chat_template": name} for name in ("zephyr", "chatml")]
     with pytest.raises(ConfigError, match=r"chat_template: a run has one.*'zephyr', 'chatml'"):
         trainer(files, dataset_name=None, datasets=mixture).tokenizer  # noqa: B018
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+def test_a_preview_tokenises_no_more_than_it_shows(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr("aligntune.trainers.session.HEAD", 4)
+    monkeypatch.setenv("ALIGNTUNE_CACHE", str(tmp_path))
+    texts = [{"text": "" if at == 1 else f"{tiny.WORDS[at % 16]} {at}"} for at in range(60)]
+    data = tiny.write_rows(tmp_path / "texts.jsonl", texts)
+    session, whole = (
+        create_sft_trainer(
+            files / "model", data, output_dir=tmp_path / name, task_type="text_generation", loggers="none"
+        )
+        for name in ("a", "b")
+    )
+    read: list[int] = []
+    tokenise = sft.tokenize_sft
+    monkeypatch.setattr(sft, "tokenize_sft", lambda raw, *a, **k: read.append(len(raw)) or tokenise(raw, *a, **k))
+    shown = session.preview(rows)
+    assert read == ([4] if rows == 2 else [60])
+    whole.train_rows  # noqa: B018
+    assert shown == whole.preview(rows)
+    assert len(session.train_rows) == 59

@@ -239,8 +239,9 @@ class ClassificationSession(Session):
 
     def preview(self, rows: int = 3) -> list[list[Any]]:
         """Tokens of the first rows: those that carry a tag are marked, or the class follows the text."""
-        found = []
-        for row in self.train_rows.select(range(min(rows, len(self.train_rows)))):
+        self.labels  # noqa: B018  (those of all rows)
+        first, found = self.first_rows(rows), []
+        for row in first.select(range(min(rows, len(first)))):
             labels = row["labels"] if self.tags else [IGNORED] * len(row["input_ids"])
             tokens = row_tokens(row["input_ids"], labels, self.tokenizer)
             found.append(tokens if self.tags else [*tokens, (f" -> {self.labels.names[row['labels']]}", True)])

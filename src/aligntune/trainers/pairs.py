@@ -259,8 +259,8 @@ class PairsSession(Session):
 
     def preview(self, rows: int = 3) -> list[list[Any]]:
         """Tokens of the first pairs, the chosen side and then the rejected one, each token with whether it is trained."""
-        sides = []
-        for row in self.train_rows.select(range(min(rows, len(self.train_rows)))):
+        first, sides = self.first_rows(rows), []
+        for row in first.select(range(min(rows, len(first)))):
             for name in ("chosen_ids", "rejected_ids"):
                 ids = [*row["prompt_ids"], *row[name]]
                 sides.append({"input_ids": ids, "labels": [IGNORED] * len(row["prompt_ids"]) + list(row[name])})

@@ -10,12 +10,15 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from aligntune.config.dump import origin_rows, to_yaml
 from aligntune.config.problems import short
@@ -36,6 +39,9 @@ from aligntune.trainers.ranks import is_main_process, rank, world_size
 from aligntune.trainers.resuming import fit, other_rows
 
 logger = logging.getLogger(__name__)
+
+HEAD = 1000
+"""Raw rows that a preview reads at least."""
 
 
 def questions(inputs: Any) -> list[Any]:
@@ -174,6 +180,20 @@ class Session(ABC):
         if key not in self._read:
             self._read[key] = load_rows(source, seed=self.data_seed, load_kwargs=self.load_kwargs)
         return self._read[key]
+
+    def first_rows(self, count: int) -> Any:
+        """`count` training rows or more, the first ones. Of one dataset whose rows stay apart no others are tokenised."""
+        source, head = self.config.sources[0], max(HEAD, 2 * count)
+        apart = len(self.config.sources) == 1 and not getattr(self.config.train, "packing", False)
+        raw = self.raw_rows(source)
+        if apart and "train_rows" not in vars(self) and isinstance(raw, Dataset) and len(raw) > head:
+            self.tokenizer  # noqa: B018  (one for both)
+            part = copy(self)
+            part._read = {**self._read, repr(source): raw.select(range(head))}
+            with suppress(DataError):  # the same error comes of all rows, or these were all dropped
+                if len(part.train_rows) >= count:
+                    return part.train_rows
+        return self.train_rows
 
     @property
     def load_kwargs(self) -> dict[str, Any]:

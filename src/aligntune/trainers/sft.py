@@ -217,7 +217,7 @@ class SFTSession(Session):
 
     def preview(self, rows: int = 3) -> list[list[Any]]:
         """Tokens of the first rows, each with whether it is trained."""
-        return preview(self.train_rows, self.tokenizer, rows)
+        return preview(self.first_rows(rows), self.tokenizer, rows)
 
     def describe(self) -> str:
         first = plain(preview(self.train_rows, self.tokenizer, 1)[0])
