@@ -132,7 +132,8 @@ def _distinct(rows: Dataset | IterableDataset, reader: RowReader) -> set[Any]:
     column = _label_column(reader)
     feature = rows.features[column] if rows.features else None
     listed = isinstance(feature, List)
-    if isinstance(rows, Dataset) and isinstance(feature.feature if listed else feature, Value):
+    single = feature.feature if isinstance(feature, List) else feature
+    if isinstance(rows, Dataset) and isinstance(single, Value):
         seen: set[Any] = set()
         for batch in rows.select_columns([column]).with_format("arrow").iter(100_000):
             values = pc.list_flatten(batch[column]) if listed else batch[column]
