@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aligntune.config import applies, derive, live
+from aligntune.config import applies, derive
 from aligntune.config.base import Section
 from aligntune.config.enums import AlgorithmType
 from aligntune.config.layers import canonical, file_layer, flat_layer, is_section, shown_as
@@ -163,7 +163,6 @@ def _refuse_what_cannot_act(work: Work) -> None:
             message = applies.refusal(work.algorithm, section, str(written[-1])) or applies.refusal(
                 work.algorithm, section, name
             )
-            message = message or live.refusal(work.algorithm, path, work.tree[section][name])
             if message:
                 work.complain(written, message, origin)
 
