@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aligntune.config.algorithms import DAPOConfig, GSPOConfig, MetaESConfig, NeuralMirrorConfig
+from aligntune.config.applies import GROUP_RELATIVE
 from aligntune.config.classification import classification_contradictions
 from aligntune.config.enums import LOGGERS, SPLIT_OPTIMIZERS, PrecisionType
 from aligntune.config.enums import AlgorithmType as A
@@ -14,7 +15,7 @@ from aligntune.config.launch import launch_contradictions
 from aligntune.config.problems import suggest
 from aligntune.config.rewards import RewardConfig
 from aligntune.config.run import RLRunConfig, SFTRunConfig
-from aligntune.config.synonyms import GROUP_RELATIVE, Path
+from aligntune.config.synonyms import Path
 
 
 def derived(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, Any, str]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from aligntune.config.applies import GROUP_RELATIVE
 from aligntune.config.enums import AlgorithmType
 
 Path = tuple[str | int, ...]
@@ -136,11 +137,6 @@ RL_GROUPS = [
     _equals(("train", "save_interval"), ("train", "save_steps")),
     _equals(("logging", "loggers"), ("logging", "report_to")),
 ]
-
-GROUP_RELATIVE = (
-    AlgorithmType.GRPO, AlgorithmType.DAPO, AlgorithmType.DR_GRPO, AlgorithmType.GSPO,
-    AlgorithmType.NEURAL_MIRROR_GRPO, AlgorithmType.META_ES,
-)  # fmt: skip
 
 
 def groups(algorithm: AlgorithmType) -> list[Group]:
