@@ -70,9 +70,9 @@ def is_dataset_settings(given: Mapping[Any, Any]) -> bool:
     return known >= set(given)
 
 
-def suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.7)
-    return f": did you mean {prefix}{close[0]}?" if close else ""
+    return f": did you mean {close[0]}?" if close else ""
 
 
 def rename(algorithm: AlgorithmType, path: Path) -> Path:

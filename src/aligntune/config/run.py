@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import Field, SerializeAsAny
+from pydantic import SerializeAsAny
 
 from aligntune.config import rl, sft
 from aligntune.config.algorithms import TRAINING_CLASSES
@@ -96,7 +96,7 @@ class RLRunConfig(RunConfig):
     """Rows to evaluate on; settings that are not given here are those of `dataset`."""
     train: SerializeAsAny[rl.TrainingConfig]
     logging: rl.LoggingConfig = rl.LoggingConfig()
-    rewards: Annotated[list[RewardConfig], Field()] = []
+    rewards: list[RewardConfig] = []
     """Reward functions, summed by weight."""
     reward_training: RewardModelTrainingConfig | None = None
     """Train a reward model first, and use it."""

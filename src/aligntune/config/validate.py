@@ -110,7 +110,7 @@ def _is_branch(part: str) -> bool:
 PLAIN_TYPES = {
     "int_type": "should be a whole number", "int_from_float": "should be a whole number", "float_type": "should be a number",
     "bool_type": "should be true or false", "string_type": "should be text", "list_type": "should be a list",
-    "dict_type": "should hold settings by name", "model_type": "should hold settings by name", "missing": "is required",
+    "dict_type": "should hold settings by name", "model_type": "should hold settings by name",
 }  # fmt: skip
 
 
