@@ -275,9 +275,9 @@ class EvaluationConfig(Section):
     compute_perplexity: bool = True
     """exp of the token-weighted mean loss."""
     compute_rouge: bool = True
-    """ROUGE-1, ROUGE-2, ROUGE-L F-measures of greedy answers (extra `eval`)."""
+    """ROUGE-1, ROUGE-2, ROUGE-L F-measures of greedy answers."""
     compute_bleu: bool = True
-    """Corpus BLEU of greedy answers by sacrebleu (extra `eval`)."""
+    """Corpus BLEU of greedy answers by sacrebleu."""
     compute_meteor: bool = False
     """METEOR of greedy answers: exact and stem matches, synonyms where WordNet is installed."""
     compute_bertscore: bool = False

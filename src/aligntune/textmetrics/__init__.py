@@ -2,8 +2,8 @@
 
 A leaf package: rewards score single answers with it, evaluation scores whole test sets. Every function takes
 `predictions` and `references` of equal length, where a reference is one text or several alternatives, and
-returns one score per row or, where the metric is defined on a corpus, one score. Packages outside the core are
-imported when a metric is first used and belong to the extra `eval`.
+returns one score per row or, where the metric is defined on a corpus, one score. Packages are imported when a metric is
+first used; CodeBLEU's parser belongs to the extra `eval`.
 """
 
 from aligntune.textmetrics.codebleu import CodeBleu, codebleu, extract_code

@@ -21,7 +21,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from aligntune.errors import require
 from aligntune.textmetrics.rows import Reference, reference_lists
 
 Synonyms = Callable[[str], set[str]]
@@ -68,14 +67,16 @@ def _words(text: str) -> list[str]:
 
 @cache
 def _stem() -> Callable[[str], str]:
-    stemmer = require("nltk.stem.porter", extra="eval", why="METEOR").PorterStemmer()
-    return cache(stemmer.stem)
+    from nltk.stem.porter import PorterStemmer
+
+    return cache(PorterStemmer().stem)
 
 
 @cache
 def wordnet_synonyms() -> Synonyms | None:
     """The one-word lemmas that share a synset with a word, or None if NLTK or its WordNet data is not installed."""
-    wordnet = require("nltk.corpus", extra="eval", why="METEOR").wordnet
+    from nltk.corpus import wordnet
+
     try:
         wordnet.ensure_loaded()
     except LookupError:  # NLTK's own signal for data that was never downloaded

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from aligntune.errors import require
 from aligntune.textmetrics.rows import Reference, reference_lists
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -24,10 +23,12 @@ class _UnicodeWords:
     """Tokenizer for `rouge_score`; stems words of more than three characters, as its own tokenizer does."""
 
     def __init__(self, use_stemmer: bool) -> None:
-        regex = require("regex", extra="eval", why="ROUGE")
+        import regex
+        from nltk.stem.porter import PorterStemmer
+
         unspaced = r"\p{Han}\p{Hiragana}\p{Katakana}"
         self._word = regex.compile(rf"[{unspaced}]|[[\p{{L}}\p{{M}}\p{{N}}]--[{unspaced}]]+", regex.V1)
-        self._stem = require("nltk.stem.porter", extra="eval").PorterStemmer().stem if use_stemmer else None
+        self._stem = PorterStemmer().stem if use_stemmer else None
 
     def tokenize(self, text: str) -> list[str]:
         words = self._word.findall(text.lower())
@@ -36,8 +37,9 @@ class _UnicodeWords:
 
 @cache
 def _rouge_scorer(types: tuple[str, ...], use_stemmer: bool) -> Any:
-    module = require("rouge_score.rouge_scorer", extra="eval", why="ROUGE")
-    return module.RougeScorer(list(types), tokenizer=_UnicodeWords(use_stemmer))
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(list(types), tokenizer=_UnicodeWords(use_stemmer))
 
 
 def rouge(
@@ -62,10 +64,12 @@ def bleu(predictions: Sequence[str], references: Sequence[Reference], *, tokeniz
 
     `tokenize` is a sacrebleu tokenizer: "13a" (the WMT default), "zh", "char", "flores200", "none", ...
     """
+    from sacrebleu.metrics import BLEU
+
     rows = reference_lists(predictions, references)
     width = max(map(len, rows))
-    streams = [[row[i] if i < len(row) else None for row in rows] for i in range(width)]
-    metric = require("sacrebleu.metrics", extra="eval", why="BLEU").BLEU(tokenize=tokenize)
+    streams: Any = [[row[i] if i < len(row) else None for row in rows] for i in range(width)]
+    metric = BLEU(tokenize=tokenize)
     return float(metric.corpus_score(list(predictions), streams).score)
 
 
@@ -74,7 +78,8 @@ def sentence_bleu(predictions: Sequence[str], references: Sequence[Reference], *
 
     Orders longer than the answer are left out (`effective_order`), so that a right one-word answer scores 100.
     """
+    from sacrebleu.metrics import BLEU
+
     rows = reference_lists(predictions, references)
-    module = require("sacrebleu.metrics", extra="eval", why="BLEU")
-    metric = module.BLEU(tokenize=tokenize, effective_order=True)
+    metric = BLEU(tokenize=tokenize, effective_order=True)
     return [float(metric.sentence_score(text, row).score) for text, row in zip(predictions, rows, strict=True)]
