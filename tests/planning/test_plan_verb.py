@@ -154,7 +154,7 @@ def test_what_each_algorithm_holds(qwen: Path) -> None:
 @pytest.mark.parametrize("algorithm", ["dpo", "ppo", "grpo", "dapo", "dr_grpo", "gspo", "neural_mirror_grpo"])
 def test_the_plan_knows_what_the_algorithm_says_of_itself(algorithm: str, qwen: Path) -> None:
     from aligntune.algorithms import base
-    from aligntune.planning.situation import has_reference, phases_of
+    from aligntune.planning.situation import phases_of
     from aligntune.trainers import online_plan
 
     spec = base.get(algorithm)
@@ -163,7 +163,7 @@ def test_the_plan_knows_what_the_algorithm_says_of_itself(algorithm: str, qwen: 
     )
     for train in trains:
         found = resolve(run(qwen, algorithm, train=train)).config
-        assert has_reference(found) == spec.needs(found.train).reference, train
+        assert found.has_reference == spec.needs(found.train).reference, train
         if algorithm != "dpo":
             assert phases_of(found) == online_plan.make_plan(found, spec)
 

@@ -102,6 +102,13 @@ class RLRunConfig(RunConfig):
     """Train a reward model first, and use it."""
 
     @property
+    def has_reference(self) -> bool:
+        """Whether the policy is compared with a reference."""
+        if self.algorithm is AlgorithmType.DPO:
+            return not self.train.reference_free
+        return self.train.kl_coef > 0 or getattr(self.train, "mirror_coefficient", 0.0) > 0
+
+    @property
     def sources(self) -> list[rl.DatasetConfig]:
         """The training datasets, one or several."""
         return [self.dataset] if self.dataset is not None else self.datasets

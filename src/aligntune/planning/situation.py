@@ -205,20 +205,10 @@ def _head(run: Run, packed: bool) -> Head:
     return "loss" if plain else "log_probs"
 
 
-def has_reference(run: Run) -> bool:
-    """Whether the run compares with a reference."""
-    if isinstance(run, SFTRunConfig):
-        return False
-    if run.algorithm is AlgorithmType.DPO:
-        return not run.train.reference_free
-    return run.train.kl_coef > 0 or getattr(run.train, "mirror_coefficient", 0.0) > 0
-
-
 def copies_reference(run: Run) -> bool:
     """Whether the reference is a model of its own in memory while training (`trainers.reference`)."""
-    if not has_reference(run) or run.model.ref_adapter_name is not None:  # type: ignore[union-attr]
+    if not isinstance(run, RLRunConfig) or not run.has_reference or run.model.ref_adapter_name is not None:
         return False
-    assert isinstance(run, RLRunConfig)
     if run.algorithm is AlgorithmType.DPO and any(source.precompute_ref_log_probs for source in run.sources):
         return False
     own = run.model.force_use_ref_model or run.model.ref_model_init_kwargs or run.train.sync_ref_model
