@@ -8,7 +8,7 @@ from typing import Any
 
 from aligntune.config.applies import ONLINE
 from aligntune.config.base import Section
-from aligntune.config.derive import MODEL_METRICS
+from aligntune.config.contradictions import MODEL_METRICS
 from aligntune.config.enums import AlgorithmType
 from aligntune.config.problems import Problem, is_dataset_settings, report, short
 from aligntune.config.resolve import Resolved, resolve

@@ -13,6 +13,7 @@ from typing import Any
 
 from aligntune.config import applies, derive
 from aligntune.config.base import Section
+from aligntune.config.contradictions import contradictions
 from aligntune.config.enums import AlgorithmType
 from aligntune.config.layers import canonical, file_layer, flat_layer, is_section, shown_as
 from aligntune.config.load import Layer, Origin, parse_overrides, read_yaml
@@ -71,8 +72,7 @@ def resolve(
             work.origins[same_path] = Origin("derived", f"({why})")
             _set(work.tree, same_path, shown)
     if problems := [
-        Problem(path, message, work.origins.get(path, Origin("default")))
-        for path, message in derive.contradictions(config)
+        Problem(path, message, work.origins.get(path, Origin("default"))) for path, message in contradictions(config)
     ]:
         raise ConfigError(report(problems))
     return Resolved(config, work.origins, work.tree)
