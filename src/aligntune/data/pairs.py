@@ -206,7 +206,7 @@ class PairTokenizer(RowTokenizer):
             prompt = good.ids[:split]
         chosen, rejected = good.ids[split : good.ranges[0][1]], bad.ids[split : bad.ranges[0][1]]
         if pair.raw:
-            prompt, chosen, rejected = self._with_ends(prompt, chosen, rejected)
+            prompt, chosen, rejected = self.ends.begin(prompt), self.ends.end(chosen), self.ends.end(rejected)
         if pair.empty:
             return _nothing(EMPTY)
         if pair.equal or np.array_equal(chosen, rejected):
@@ -217,16 +217,6 @@ class PairTokenizer(RowTokenizer):
         if np.array_equal(chosen, rejected):
             return _nothing(EQUAL)
         return prompt, chosen, rejected, KEPT
-
-    def _with_ends(self, prompt: Ids, chosen: Ids, rejected: Ids) -> tuple[Ids, Ids, Ids]:
-        before = self.ends.before
-        if prompt[: len(before)].tolist() != list(before):
-            prompt = np.concatenate([np.asarray(before, np.int32), prompt])
-        return prompt, self._ended(chosen), self._ended(rejected)
-
-    def _ended(self, answer: Ids) -> Ids:
-        after = np.asarray(self.ends.after, np.int32)
-        return answer if np.array_equal(answer[-len(after) :], after) else np.concatenate([answer, after])
 
 
 @dataclass
@@ -239,7 +229,7 @@ class PromptTokenizer(RowTokenizer):
         prompts = [self._text(row, index) for row, index in zip(rows_of(batch), indices, strict=True)]
         encoded = encode_spans(self.tokenizer, [text for text, _ in prompts], [[] for _ in prompts])
         whole = [
-            self._begun(tokens.ids) if isinstance(asked, str) else tokens.ids
+            self.ends.begin(tokens.ids) if isinstance(asked, str) else tokens.ids
             for tokens, (_, asked) in zip(encoded, prompts, strict=True)
         ]
         ids = [self.budget.cut_prompt(row, self.budget.max_prompt_length) for row in whole]
@@ -265,10 +255,6 @@ class PromptTokenizer(RowTokenizer):
             return self.template.prompt(example.prompt, example.tools), example.prompt
         except DataError as error:
             raise self.error(error, row, index) from None
-
-    def _begun(self, ids: Ids) -> Ids:
-        before = np.asarray(self.ends.before, np.int32)
-        return ids if np.array_equal(ids[: len(before)], before) else np.concatenate([before, ids])
 
 
 @dataclass(frozen=True, slots=True)

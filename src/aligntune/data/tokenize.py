@@ -95,7 +95,12 @@ class Masking:
 
 
 def preserved_columns(rows: Dataset | IterableDataset, names: Sequence[str] | None) -> list[str]:
-    """The columns to keep, checked. Raises `DataError` when one is not there."""
+    """The columns to keep, checked.
+
+    Raises:
+        DataError: one is not there.
+        ConfigError: one has the name of a column that tokenising makes.
+    """
     names = list(names or ())
     columns = column_names(rows)
     absent = [name for name in names if name not in columns]
@@ -205,7 +210,11 @@ class SftTokenizer(RowTokenizer):
             for first, last in ranges:
                 trained[first:last] = True
         if entry.raw:
-            ids, trained = self.ends.add(ids, trained)
+            begun = self.ends.begin(ids)
+            ended = self.ends.end(begun)
+            trained = np.pad(trained, (len(begun) - len(ids), 0))
+            trained = np.pad(trained, (0, len(ended) - len(begun)), constant_values=True)  # the end is trained
+            ids = ended
         labels = np.where(trained, ids, np.int32(IGNORED))
         labels[:1] = IGNORED
         if not entry.text or not (labels != IGNORED).any():
@@ -292,10 +301,12 @@ class RawEnds:
         before, after = full[:place], full[place + len(bare) :]
         return cls(tuple(before), tuple(after if eos in after else [*after, eos]))
 
-    def add(self, ids: Ids, trained: Any) -> tuple[Ids, Any]:
-        """With the tokens around `ids`, unless the text has them already. The last one is trained."""
-        before = () if ids[: len(self.before)].tolist() == list(self.before) else self.before
-        after = () if len(ids) and ids[-len(self.after) :].tolist() == list(self.after) else self.after
-        ids = np.concatenate([np.asarray(before, np.int32), ids, np.asarray(after, np.int32)])
-        trained = np.concatenate([np.zeros(len(before), bool), trained, np.ones(len(after), bool)])
-        return ids, trained
+    def begin(self, ids: Ids) -> Ids:
+        """With the tokens before `ids`, unless the text has them already."""
+        before = np.asarray(self.before, np.int32)
+        return ids if np.array_equal(ids[: len(before)], before) else np.concatenate([before, ids])
+
+    def end(self, ids: Ids) -> Ids:
+        """With the tokens after `ids`, unless the text has them already."""
+        after = np.asarray(self.after, np.int32)
+        return ids if np.array_equal(ids[-len(after) :], after) else np.concatenate([ids, after])
