@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aligntune.config.sft import DatasetConfig
-from aligntune.data.fingerprint import file_fingerprint, rows_fingerprint, tokenizer_fingerprint
-from aligntune.data.preview import coloured, plain, preview, row_tokens, summary
+from aligntune.data.fingerprint import rows_fingerprint, tokenizer_fingerprint
+from aligntune.data.preview import coloured, plain, preview, row_tokens
 from aligntune.data.tokenize import tokenize_sft
 
 
@@ -44,11 +44,6 @@ def test_pieces_joined_are_the_text(name, text):
     tokenizer = family(name)
     ids = tokenizer(text)["input_ids"]
     assert "".join(piece for piece, _ in row_tokens(ids, ids, tokenizer)) == tokenizer.decode(ids)
-
-
-def test_summary():
-    rows = [{"input_ids": [1, 2, 3], "labels": [-100, -100, 3]}, {"input_ids": [1], "labels": [-100]}]
-    assert summary(rows) == {"rows": 2, "tokens": 4, "trained_tokens": 1, "trained_share": 0.25, "longest": 3}
 
 
 class TestFingerprints:
@@ -85,11 +80,6 @@ class TestFingerprints:
         two.chat_template += " "
         assert tokenizer_fingerprint(one) != tokenizer_fingerprint(two)
         assert tokenizer_fingerprint(family("llama3")) != tokenizer_fingerprint(one)
-
-    def test_files(self, tmp_path):
-        (tmp_path / "a").write_bytes(b"x" * 3_000_000)
-        (tmp_path / "b").write_bytes(b"x" * 2_999_999 + b"y")
-        assert file_fingerprint(tmp_path / "a") != file_fingerprint(tmp_path / "b")
 
 
 def test_preview_reads_arrays_too():

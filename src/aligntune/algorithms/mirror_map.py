@@ -64,16 +64,18 @@ class MirrorMap:
         return cls(torch.rand(SIZE, generator=generator, dtype=torch.float64) * scale)
 
     @classmethod
-    def from_unconstrained(cls, theta: Tensor | Sequence[float], scale: float = INIT_SCALE) -> MirrorMap:
-        """phi = scale * softplus(theta / scale): any real vector becomes a valid map. Above `scale` the two are equal, so
+    def from_unconstrained(cls, theta: Tensor | Sequence[float]) -> MirrorMap:
+        """phi = s softplus(theta / s), s = INIT_SCALE: any real vector becomes a valid map. Above s the two are equal, so
         that a step of evolution has the same size in both; values over 20 are cut."""
         theta = torch.as_tensor(theta, dtype=torch.float64)
-        return cls(torch.nn.functional.softplus(theta / scale, threshold=50.0).mul(scale).clamp(max=MAX_PARAMETER))
+        return cls(
+            torch.nn.functional.softplus(theta / INIT_SCALE, threshold=50.0).mul(INIT_SCALE).clamp(max=MAX_PARAMETER)
+        )
 
-    def to_unconstrained(self, scale: float = INIT_SCALE) -> Tensor:
-        """The inverse of `from_unconstrained`; parameters below `scale * 1e-9` count as that."""
-        y = (self.phi / scale).clamp(min=1e-9)
-        return scale * (y + torch.log(-torch.expm1(-y)))
+    def to_unconstrained(self) -> Tensor:
+        """The inverse of `from_unconstrained`; parameters below `INIT_SCALE * 1e-9` count as that."""
+        y = (self.phi / INIT_SCALE).clamp(min=1e-9)
+        return INIT_SCALE * (y + torch.log(-torch.expm1(-y)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> MirrorMap:

@@ -145,9 +145,9 @@ def _load_files(
     loader = LOADERS.get(ending(files[0]))
     if loader is None:
         raise DataError(f"cannot tell the kind of {files[0]}; known endings: {', '.join(LOADERS)}")
-    if any(path.stat().st_size == 0 for path in files):
-        empty = next(path for path in files if path.stat().st_size == 0)
-        raise DataError(f"the file {empty} is empty")
+    for path in files:
+        if path.stat().st_size == 0:
+            raise DataError(f"the file {path} is empty")
     if loader == "conll":
         rows = Dataset.from_list([row for path in files for row in read_conll(path)])
     elif loader == "json" and (wrapped := _wrapped_rows(files, name)) is not None:
@@ -280,11 +280,11 @@ def _wrapped_rows(files: list[Path], split: str) -> list[Any] | None:
     for key in (split, *WRAPPERS):
         if isinstance(document, dict) and isinstance(document.get(key), list):
             return document[key]
-    if isinstance(document, dict) and "\n" not in files[0].read_text(encoding="utf-8-sig").strip():
+    if isinstance(document, dict) and "\n" not in text:
         return [document]
     keys = ", ".join(document) if isinstance(document, dict) else type(document).__name__
     raise DataError(
-        f"{files[0]} holds no list of rows: it has {keys}, and rows are looked for under {split} and {', '.join(WRAPPERS)}"
+        f"{path} holds no list of rows: it has {keys}, and rows are looked for under {split} and {', '.join(WRAPPERS)}"
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,12 +64,3 @@ def fingerprint(value: Any) -> str:
     """32 hex digits over a value made of dicts, lists and plain values (others by their `repr`)."""
     text = json.dumps(value, sort_keys=True, default=repr)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def file_fingerprint(path: Path) -> str:
-    """32 hex digits over the bytes of a file."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from aligntune.config.base import plain_word
 from aligntune.data.examples import Example
 from aligntune.errors import ConfigError
 
@@ -72,7 +73,7 @@ def find_format(name: str, kind: Kind) -> RowFormat:
         ConfigError: no format of this kind has that name.
     """
     known = formats_of(kind)
-    word = name.strip().lower().replace("-", "_").replace(" ", "_")
+    word = plain_word(name)
     if word not in known:
         raise ConfigError(f"format_type {name!r} is not a format for {kind} rows; the formats are: {describe(known)}")
     return known[word]

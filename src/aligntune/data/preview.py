@@ -64,17 +64,6 @@ def coloured(tokens: Iterable[Token]) -> Text:
     return text
 
 
-def summary(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Counts over prepared rows: `rows`, `tokens`, `trained_tokens`, `trained_share`, `longest`."""
-    count = tokens = trained = longest = 0
-    for row in rows:
-        size = len(row["input_ids"])
-        count, tokens, longest = count + 1, tokens + size, max(longest, size)
-        trained += sum(1 for label in row["labels"] if label != IGNORED)
-    share = trained / tokens if tokens else 0.0
-    return {"rows": count, "tokens": tokens, "trained_tokens": trained, "trained_share": share, "longest": longest}
-
-
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     if not ids:
         return ""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from aligntune.config.base import plain_word
 from aligntune.errors import RewardError
 
 from .samples import Text
@@ -163,7 +164,7 @@ def get(reward: str | Callable[..., Any] | Reward) -> Reward:
     if callable(reward):
         label = getattr(reward, "__name__", type(reward).__name__)
         return getattr(reward, "__reward__", None) or Reward(label, reward, custom=True)
-    key = reward.strip().lower().replace("-", "_").replace(" ", "_")
+    key = plain_word(reward)
     key = _aliases.get(key, key)
     if key not in _rewards:
         raise RewardError(_unknown(reward, key))
