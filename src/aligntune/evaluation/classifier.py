@@ -15,6 +15,7 @@ from aligntune.data.labels import align_tags
 from aligntune.data.masks import IGNORED
 from aligntune.errors import DataError
 from aligntune.evaluation.label_scores import spans
+from aligntune.models.modes import evaluating
 
 Words = str | Sequence[str]
 """A sentence: its words, or a text that is split at blanks."""
@@ -71,16 +72,12 @@ class Classifier:
             raise DataError(f"input {empty} is empty: there is nothing to classify")
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
         found: list[Any] = [None] * len(rows)
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 scores = self._scores([rows[place] for place in batch])
                 for place, row in zip(batch, scores, strict=True):
                     found[place] = row[: len(rows[place])] if self.tags else row
-        finally:
-            self.model.train(was_training)
         return found
 
     @torch.no_grad()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 
 from aligntune.errors import DataError
 from aligntune.models.forward import causal_model, packed_loss
+from aligntune.models.modes import evaluating
 from aligntune.models.packed import PackedRows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 IGNORED = -100
 _CHUNK = 2048
@@ -74,7 +74,7 @@ def evaluate_loss(
     if not rows:
         raise DataError("there are no rows to take the perplexity of")
     total = TokenLoss()
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for start in range(0, len(rows), batch_size):
             batch = [rows[at] for at in range(start, min(start + batch_size, len(rows)))]
             total += sum(_split_loss(model, batch), TokenLoss()) if packed else _padded_loss(model, batch)
@@ -89,7 +89,7 @@ def row_losses(
     """The loss of each row by itself, in their order. Like `lengths` go together, without padding; `row` gives one by its place."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     found = [TokenLoss()] * len(lengths)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             for at, loss in zip(chosen, _split_loss(model, [row(at) for at in chosen]), strict=True):
@@ -121,13 +121,3 @@ def _padded_loss(model: Any, rows: Sequence[Mapping[str, Sequence[int]]]) -> Tok
 
 def _device(model: Any) -> torch.device:
     return causal_model(model).get_input_embeddings().weight.device  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

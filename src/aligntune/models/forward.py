@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from aligntune.errors import ModelError
 from aligntune.models.kernels.attention import PACKED_SDPA, VARLEN
 from aligntune.models.kernels.linear_loss import LogProbs, head_logits, linear_cross_entropy, linear_log_probs
+from aligntune.models.modes import evaluating
 from aligntune.models.packed import PackedRows
 from aligntune.models.positions import check_positions
 from aligntune.models.wrapped import run_as_forward
@@ -197,15 +198,12 @@ def check_packed(model: nn.Module, tolerance: float = 0.05) -> str | None:
         return f"{name} keeps masks of a fixed size, which packed rows outgrow"
     rows = [[i % vocab for i in range(3, 10)], [i % vocab for i in range(5, 9)]]
     packed = PackedRows.build(rows, [[True] * len(row) for row in rows], device)
-    was_training = model.training
-    model.eval()
     try:
-        got = packed_log_probs(model, packed).log_probs
-        want = torch.cat([_plain_log_probs(causal, torch.tensor([row], device=device)) for row in rows])
+        with evaluating(model):
+            got = packed_log_probs(model, packed).log_probs
+            want = torch.cat([_plain_log_probs(causal, torch.tensor([row], device=device)) for row in rows])
     except (TypeError, ValueError) as error:
         return f"{name} does not take packed rows: {error}"
-    finally:
-        model.train(was_training)
     worst = (got - want).abs().max().item()
     if worst <= tolerance:
         return None

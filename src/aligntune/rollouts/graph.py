@@ -20,6 +20,7 @@ from aligntune.models.kernels.attention import unsupported_attention
 from aligntune.models.kernels.compile import decoding_layers
 from aligntune.models.kernels.documents import Documents
 from aligntune.models.kernels.kv_attention import ROLLOUT, KVStore, Prefill, register_rollout_attention
+from aligntune.models.modes import evaluating
 from aligntune.models.packed import PackedRows
 from aligntune.models.positions import check_positions
 from aligntune.rollouts.base import Rollouts, SamplingParams, check_prompts, refuse_extra
@@ -215,7 +216,7 @@ def check_rollouts(model: nn.Module, tolerance: float = 0.05) -> str | None:
     rows = PackedRows.from_completions(
         prompts, rollouts.completion_ids, engine.causal.get_input_embeddings().weight.device
     )
-    with torch.no_grad(), _evaluating(model), decoding_layers(engine.causal, compiled=False):
+    with torch.no_grad(), evaluating(model), decoding_layers(engine.causal, compiled=False):
         want = packed_log_probs(model, rows).log_probs
     worst = (torch.tensor(rollouts.log_probs, device=want.device).flatten() - want).abs().max().item()
     return (
@@ -245,19 +246,7 @@ def _rollout_mode(model: nn.Module, causal: Any) -> Iterator[None]:
     implementation = causal.config._attn_implementation
     causal.set_attn_implementation(ROLLOUT)
     try:
-        with _evaluating(model), decoding_layers(causal, compiled=False):
+        with evaluating(model), decoding_layers(causal, compiled=False):
             yield
     finally:
         causal.set_attn_implementation(implementation)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the moment, which also turns dropout off."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from aligntune.errors import ConfigError
 from aligntune.models.forward import causal_model
 from aligntune.models.kernels.compile import decoding_layers
+from aligntune.models.modes import evaluating
 from aligntune.models.positions import check_positions
 from aligntune.models.wrapped import entered_below
 from aligntune.rollouts.base import Rollouts, SamplingParams, check_prompts, cut_at_stop
@@ -181,18 +182,14 @@ def _append(result: Rollouts, tokens: Tensor, log_probs: Tensor, sampler: Tensor
 
 @contextmanager
 def _as_found(model: nn.Module, causal: Any) -> Iterator[None]:
-    """Evaluation mode (which also stops gradient checkpointing) and a blank generation config, for the moment: a hub
+    """Evaluation mode and a blank generation config, for the moment: a hub
     model's own generation_config.json would otherwise fill in its penalties and truncation."""
-    modes = [(module, module.training) for module in model.modules()]
     config, causal.generation_config = causal.generation_config, GenerationConfig()
-    model.eval()
     try:
-        with decoding_layers(causal, compiled=False):
+        with evaluating(model), decoding_layers(causal, compiled=False):
             yield
     finally:
         causal.generation_config = config
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager
