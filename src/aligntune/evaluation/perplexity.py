@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from aligntune.errors import DataError
-from aligntune.models.forward import causal_model, packed_loss
+from aligntune.models.forward import input_device, packed_loss
 from aligntune.models.modes import evaluating
 from aligntune.models.packed import PackedRows
 
@@ -99,7 +99,7 @@ def row_losses(
 
 def _split_loss(model: Any, rows: Sequence[Mapping[str, Sequence[int]]]) -> list[TokenLoss]:
     trained = [[label != IGNORED for label in row["labels"]] for row in rows]
-    packed = PackedRows.build([list(row["input_ids"]) for row in rows], trained, _device(model))
+    packed = PackedRows.build([list(row["input_ids"]) for row in rows], trained, input_device(model))
     if not sum(packed.counts):
         return [TokenLoss()] * len(rows)
     parts = packed_loss(model, packed, reduction="none").double().split(list(packed.counts))
@@ -111,13 +111,9 @@ def _padded_loss(model: Any, rows: Sequence[Mapping[str, Sequence[int]]]) -> Tok
 
     def padded(name: str, fill: int) -> Tensor:
         values = [[*row[name], *[fill] * (width - len(row[name]))] for row in rows]
-        return torch.tensor(values, device=_device(model))
+        return torch.tensor(values, device=input_device(model))
 
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows], device=_device(model))
-    mask = (torch.arange(width, device=_device(model)) < lengths[:, None]).long()
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows], device=input_device(model))
+    mask = (torch.arange(width, device=input_device(model)) < lengths[:, None]).long()
     output = model(input_ids=padded("input_ids", 0), attention_mask=mask, use_cache=False)
     return token_loss(output.logits, padded("labels", IGNORED))
-
-
-def _device(model: Any) -> torch.device:
-    return causal_model(model).get_input_embeddings().weight.device  # type: ignore[no-any-return]

@@ -26,6 +26,9 @@ FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 """Transformers' own implementations that take document boundaries as arguments, as ours do; the others read the
 boundaries off the position ids and build a dense mask."""
 
+TOLERANCE = 0.05
+"""Nats by which a model may differ from its own plain forward pass when it is tried: wide enough for bfloat16."""
+
 PADDED = "aligntune_padded"
 """Attribute of a model that is not run packed."""
 
@@ -163,6 +166,12 @@ def causal_model(model: nn.Module) -> Any:
     return inner
 
 
+def input_device(model: nn.Module) -> torch.device:
+    """Where the model takes its tokens."""
+    weight: Tensor = causal_model(model).get_input_embeddings().weight
+    return weight.device
+
+
 def decoder(causal: Any) -> Any:
     """The model below the head. Where transformers looks for it in vain, `get_decoder` gives the whole model back."""
     found = causal.get_decoder()
@@ -185,14 +194,14 @@ def model_head(model: nn.Module) -> Head:
 
 
 @torch.no_grad()
-def check_packed(model: nn.Module, tolerance: float = 0.05) -> str | None:
+def check_packed(model: nn.Module) -> str | None:
     """Why this model cannot be run packed, or None: it is tried on two short rows against its own plain forward pass.
 
     Finds models whose head does more than `Head` says, whose positions cannot be given, or whose layers leak state
-    from one row into the next. `tolerance` is in nats, wide enough for bfloat16.
+    from one row into the next.
     """
     causal = causal_model(model)
-    device = causal.get_input_embeddings().weight.device
+    device = input_device(model)
     vocab, name = causal.get_input_embeddings().weight.shape[0], type(causal).__name__
     if any(x.dim() == 4 and x.shape[-1] == x.shape[-2] > 1 for x in causal.buffers()):
         return f"{name} keeps masks of a fixed size, which packed rows outgrow"
@@ -205,7 +214,7 @@ def check_packed(model: nn.Module, tolerance: float = 0.05) -> str | None:
     except (TypeError, ValueError) as error:
         return f"{name} does not take packed rows: {error}"
     worst = (got - want).abs().max().item()
-    if worst <= tolerance:
+    if worst <= TOLERANCE:
         return None
     return f"{name} gives other log-probabilities when rows are packed (by {worst:.3g} nats)"
 

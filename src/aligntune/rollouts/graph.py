@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aligntune.models.forward import causal_model, decoder, model_head, packed_log_probs
+from aligntune.models.forward import TOLERANCE, causal_model, decoder, input_device, model_head, packed_log_probs
 from aligntune.models.kernels.attention import unsupported_attention
 from aligntune.models.kernels.compile import decoding_layers
 from aligntune.models.kernels.documents import Documents
@@ -37,8 +37,8 @@ PREFILL_TOKENS = 16_384
 
 class GraphEngine:
     """See the module. `max_rows` bounds the rows decoded at a time; None: 512, or on CUDA as many as half of the free
-    memory holds. `compile_layers` fuses the
-    decode step of a layer with torch.compile (CUDA only; about half a minute once, then half as much time a step)."""
+    memory holds. `compile_layers` fuses the decode step of a layer with torch.compile (CUDA only; about half a minute once,
+    then half as much time a step)."""
 
     name = "graph"
 
@@ -89,7 +89,7 @@ class GraphEngine:
 
     @property
     def _device(self) -> torch.device:
-        return self.causal.get_input_embeddings().weight.device
+        return input_device(self.model)
 
     def _generate(self, prompts: list[list[int]], params: SamplingParams, seed: int) -> Rollouts:
         group, count = params.num_generations, len(prompts) * params.num_generations
@@ -200,9 +200,9 @@ def _compact(active: int, state: DecodeState, store: KVStore, sizes: list[int] |
     return wanted
 
 
-def check_rollouts(model: nn.Module, tolerance: float = 0.05) -> str | None:
+def check_rollouts(model: nn.Module) -> str | None:
     """Why the graph engine cannot run this model, or None: it is tried on two short prompts, and its log-probabilities
-    compared with those of a forward pass. `tolerance` is in nats, wide enough for bfloat16."""
+    compared with those of a forward pass."""
     vocab = causal_model(model).get_input_embeddings().weight.shape[0]
     prompts = [[i % vocab for i in range(3, 10)], [i % vocab for i in range(5, 8)]]
     engine = GraphEngine(model, compile_layers=False)
@@ -213,17 +213,13 @@ def check_rollouts(model: nn.Module, tolerance: float = 0.05) -> str | None:
         rollouts = engine.generate(prompts, SamplingParams(max_new_tokens=4, seed=0))
     except Exception as error:  # noqa: BLE001  (a patched model may fail in any way; generate is there for it)
         return f"{name} does not run with a cache of ours: {error}"
-    rows = PackedRows.from_completions(
-        prompts, rollouts.completion_ids, engine.causal.get_input_embeddings().weight.device
-    )
+    rows = PackedRows.from_completions(prompts, rollouts.completion_ids, input_device(model))
     with torch.no_grad(), evaluating(model), decoding_layers(engine.causal, compiled=False):
         want = packed_log_probs(model, rows).log_probs
     worst = (torch.tensor(rollouts.log_probs, device=want.device).flatten() - want).abs().max().item()
-    return (
-        None
-        if worst <= tolerance
-        else f"{name} gives other log-probabilities with a cache of ours (by {worst:.3g} nats)"
-    )
+    if worst <= TOLERANCE:
+        return None
+    return f"{name} gives other log-probabilities with a cache of ours (by {worst:.3g} nats)"
 
 
 def _by_tokens(prompts: list[list[int]], budget: int) -> Iterator[list[list[int]]]:

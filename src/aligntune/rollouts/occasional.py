@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from aligntune.models.forward import causal_model
+from aligntune.models.forward import input_device
 from aligntune.rollouts.base import RolloutEngine, Rollouts, SamplingParams
 from aligntune.rollouts.graph import GraphEngine
 from aligntune.rollouts.rounded import RoundedEngine
@@ -57,11 +57,6 @@ def occasional_engine(
     engine, why = select_engine(model, name, max_rows=max_rows, compile_layers=False)
     if max_rows is None and isinstance(engine, TransformersEngine):
         engine.max_rows = TRANSFORMERS_ROWS
-    elif max_rows is None and isinstance(engine, GraphEngine) and _device(model).type == "cpu":
+    elif max_rows is None and isinstance(engine, GraphEngine) and input_device(model).type == "cpu":
         engine.max_rows = CPU_ROWS
     return OccasionalEngine(engine if compute is None else RoundedEngine(engine, model, compute)), why
-
-
-def _device(model: nn.Module) -> torch.device:
-    device: torch.device = causal_model(model).get_input_embeddings().weight.device
-    return device

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from aligntune.errors import BackendError, ConfigError
-from aligntune.models.forward import causal_model
+from aligntune.models.forward import input_device
 from aligntune.rollouts.base import RolloutEngine, SamplingParams
 from aligntune.rollouts.graph import GraphEngine, check_rollouts
 from aligntune.rollouts.transformers import TransformersEngine
@@ -51,7 +51,7 @@ def select_engine(
 def _graph_missing(model: nn.Module, params: SamplingParams | None) -> str | None:
     if params is not None and params.generation_kwargs:
         return f"it does not know the generation_kwargs {', '.join(sorted(params.generation_kwargs))}"
-    device = causal_model(model).get_input_embeddings().weight.device
+    device = input_device(model)
     if len({p.device for p in model.parameters()}) > 1:
         return "the model is spread over several devices"
     if device.type not in ("cpu", "cuda"):

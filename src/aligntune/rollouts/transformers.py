@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from aligntune.errors import ConfigError
-from aligntune.models.forward import causal_model
+from aligntune.models.forward import causal_model, input_device
 from aligntune.models.kernels.compile import decoding_layers
 from aligntune.models.modes import evaluating
 from aligntune.models.positions import check_positions
@@ -25,20 +25,17 @@ from aligntune.rollouts.sampling import chosen_log_probs, reshaped, tempered
 _RESULT = "rollouts read tokens alone"
 _OTHER = "rollouts draw one token after another from the policy alone"
 NOT_TAKEN = {
-    "do_sample": "a temperature of 0 is greedy",
-    "eos_token_id": "stop_token says what ends a completion",
     "stop_strings": "a completion ends with a token, which stop_token names",
     "pad_token_id": "padding is never seen",
     "use_cache": "the cache is always used",
-    "max_length": "max_completion_length limits completions",
-    "num_return_sequences": "num_generations says how many completions a prompt gets",
     **dict.fromkeys(
         ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states"),
         _RESULT,
     ),
     **dict.fromkeys(("guidance_scale", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers"), _OTHER),
 }
-"""Arguments of `generate` that would contradict this engine, or not act, and why."""
+"""Arguments of `generate` that would contradict this engine, or not act, and why. Those with a setting of their own are
+refused with the settings (`trainers.online_checks`)."""
 
 
 class TransformersEngine:
@@ -60,7 +57,7 @@ class TransformersEngine:
         rows = [list(prompt) for prompt in prompt_ids for _ in range(params.num_generations)]
         size = self.max_rows or max(1, len(rows))
         result = Rollouts([], [], [], [])
-        as_found, seed = _as_found(self.model, causal), seeded(params.seed, _device(causal))
+        as_found, seed = _as_found(self.model, causal), seeded(params.seed, input_device(causal))
         with as_found, seed, entered_below(self.model, causal), torch.no_grad():
             for start in range(0, len(rows), size):
                 _append(result, *_generate(causal, rows[start : start + size], params), params)
@@ -73,13 +70,9 @@ class TransformersEngine:
         """Nothing to do: `generate` keeps nothing."""
 
 
-def _device(causal: Any) -> torch.device:
-    return causal.get_input_embeddings().weight.device
-
-
 def _generate(causal: Any, rows: list[list[int]], params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
     """Completions, tempered and sampler log-probabilities, `[B, T]` each."""
-    width, device = max(map(len, rows)), _device(causal)
+    width, device = max(map(len, rows)), input_device(causal)
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     recorder = _Recorder(params, ids, mask)
