@@ -18,10 +18,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from aligntune.errors import ModelError
-from aligntune.models.kernels.documents import Documents, bucketed_attention, documents_of, varlen_attention
+from aligntune.models.kernels.documents import (
+    HALF,
+    Documents,
+    bucketed_attention,
+    documents_of,
+    varlen_attention,
+    varlen_runs,
+)
 
 VARLEN, PACKED_SDPA = "aligntune_varlen", "aligntune_packed_sdpa"
-HALF = (torch.bfloat16, torch.float16)
 
 
 def resolve_attention(
@@ -198,8 +204,7 @@ def _varlen_or_buckets(
     """The flash kernel where it can run: half precision (also what autocast or half-precision weights ask for), a head
     size it knows, no dropout."""
     dtype = _half_dtype(module, q)
-    size = q.shape[-1]
-    if dtype is None or dropout > 0 or not q.is_cuda or size > 256 or size % 8 or v.shape[-1] != size:
+    if dtype is None or dropout > 0 or not varlen_runs(q, v, dtype):
         return bucketed_attention(q, k, v, documents, scale=scale, window=window, dropout=dropout)
     return varlen_attention(q.to(dtype), k.to(dtype), v.to(dtype), documents, scale=scale, window=window)
 

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
+T = TypeVar("T")
+HALF = (torch.bfloat16, torch.float16)
 VARLEN_TAKES_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch >= 2.12
 
 
@@ -32,17 +35,8 @@ class Documents:
     whole_rows: bool = False
 
     def buckets(self) -> list[Bucket]:
-        """Documents by length: within a bucket the longest has less than twice the tokens of the shortest.
-
-        Made once for all layers of a forward pass, which get the same boundaries.
-        """
-        boundaries = self.cu_seqlens
-        if torch.compiler.is_compiling() or boundaries.is_inference():
-            return _make_buckets(boundaries)
-        known = _LAST_BUCKETS.get(0)
-        if known is None or known[0]() is not boundaries or known[1] != boundaries._version:
-            known = _LAST_BUCKETS[0] = weakref.ref(boundaries), boundaries._version, _make_buckets(boundaries)
-        return known[2]
+        """Documents by length: within a bucket the longest has less than twice the tokens of the shortest."""
+        return _once("buckets", self.cu_seqlens, lambda: _make_buckets(self.cu_seqlens))
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,18 @@ class Bucket:
     target: Tensor
 
 
-_LAST_BUCKETS: dict[int, tuple[weakref.ref[Tensor], int, list[Bucket]]] = {}
+_LAST: dict[str, tuple[weakref.ref[Tensor], int, Any]] = {}
+"""What was made last -> the tensor it was made from, that tensor's version, and the result."""
+
+
+def _once(what: str, source: Tensor, make: Callable[[], T]) -> T:
+    """`make()`, once for all layers of a forward pass and its recomputation, which get the same tensor `source`."""
+    if torch.compiler.is_compiling() or source.is_inference():
+        return make()
+    known = _LAST.get(what)
+    if known is None or known[0]() is not source or known[1] != source._version:
+        known = _LAST[what] = weakref.ref(source), source._version, make()
+    return cast(T, known[2])
 
 
 def _make_buckets(cu_seqlens: Tensor) -> list[Bucket]:
@@ -72,21 +77,12 @@ def _make_buckets(cu_seqlens: Tensor) -> list[Bucket]:
     return buckets
 
 
-_LAST: dict[int, tuple[weakref.ref[Tensor], Documents]] = {}
-
-
 def documents_of(position_ids: Tensor | None, batch: int, length: int, device: torch.device) -> Documents:
     """Boundaries from positions: a document begins wherever the position does not follow the one before, as in
-    transformers. Computed once per position tensor (every layer of a forward pass, and its recomputation, gets the
-    same one); it waits for the device, so callers who know the boundaries pass them instead."""
+    transformers. It waits for the device, so callers who know the boundaries pass them instead."""
     if position_ids is None or position_ids.shape[-1] != length:
         return _rows(batch, length, device)
-    known = _LAST.get(0)
-    if known is not None and known[0]() is position_ids:
-        return known[1]
-    documents = _find_documents(position_ids, batch, length)
-    _LAST[0] = (weakref.ref(position_ids), documents)
-    return documents
+    return _once("documents", position_ids, lambda: _find_documents(position_ids, batch, length))
 
 
 def _rows(batch: int, length: int, device: torch.device) -> Documents:
@@ -131,6 +127,12 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int | 
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=gqa)
     band = torch.ones(length, length, dtype=torch.bool, device=q.device).tril().triu(1 - window)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=band, dropout_p=dropout, scale=scale, enable_gqa=gqa)
+
+
+def varlen_runs(query: Tensor, value: Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether torch's flash kernel knows these head sizes, in `dtype` on this device."""
+    size = query.shape[-1]
+    return query.is_cuda and dtype in HALF and size <= 256 and size % 8 == 0 and value.shape[-1] == size
 
 
 def varlen_attention(

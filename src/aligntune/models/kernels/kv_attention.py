@@ -20,10 +20,9 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from aligntune.errors import ModelError
-from aligntune.models.kernels.documents import Documents, bucketed_attention, varlen_attention
+from aligntune.models.kernels.documents import Documents, bucketed_attention, varlen_attention, varlen_runs
 
 ROLLOUT = "aligntune_rollout"
-HALF = (torch.bfloat16, torch.float16)
 
 
 class KVStore:
@@ -123,8 +122,7 @@ def _prefill(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [N, H, D]
     keys[plan.target_rows, :, plan.target_places] = k[plan.source]
     values[plan.target_rows, :, plan.target_places] = v[plan.source]
-    flash = q.is_cuda and q.dtype in HALF and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0 and v.shape[-1] == q.shape[-1]
-    attend = varlen_attention if flash else bucketed_attention
+    attend = varlen_attention if varlen_runs(q, v, q.dtype) else bucketed_attention
     return attend(q, k, v, plan.documents, scale=scale, window=window)[None]
 
 

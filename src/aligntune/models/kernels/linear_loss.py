@@ -86,8 +86,8 @@ def linear_log_probs(
     """Log-probability of each target under `softmax(softcap(hidden @ weight.T + bias) / temperature)`.
 
     `hidden` `[N, H]`, `weight` `[V, H]`, `targets` `[N]` in `[0, V)`. `entropy` is a detached metric unless
-    `entropy_grad`; `collision` (the log of `sum p^2`, which WPO and others weigh by) is differentiable. `float32_logits` (CUDA) keeps the rounding of half-precision logits, some hundredths
-    of a nat, out of ratios and divergences.
+    `entropy_grad`; `collision` (the log of `sum p^2`, which WPO and others weigh by) is differentiable. `float32_logits`
+    (CUDA) keeps the rounding of half-precision logits, some hundredths of a nat, out of ratios and divergences.
     """
     math = RowMath(temperature=temperature, softcap=softcap, entropy=entropy or entropy_grad, collision=collision)
     hidden, weight, bias = _autocast(hidden, weight, bias)
@@ -128,13 +128,9 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _is_half(x: Tensor) -> bool:
-    return x.dtype in (torch.bfloat16, torch.float16)
-
-
 def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, float32: bool = True) -> Tensor:
     """`[C, V]`; with `float32`, in that precision even from half-precision operands, where the device can."""
-    if float32 and hidden.is_cuda and _is_half(hidden):
+    if float32 and hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
         logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
     else:
         logits = torch.mm(hidden, weight.t())
