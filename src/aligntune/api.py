@@ -111,7 +111,7 @@ def evaluate_harness(
 
     quiet_libraries()
     run = evaluation_run(model, "harness", overrides=overrides, **settings)  # no rows of ours are read
-    loaded, tokenizer, _ = load_for_evaluation(run)
+    loaded, tokenizer = load_for_evaluation(run)
     return run_harness(loaded, tokenizer, tasks, batch_size=batch_size(run), limit=limit, seed=run.train.seed)
 
 

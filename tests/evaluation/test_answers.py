@@ -9,7 +9,7 @@ import torch
 
 from aligntune.data.examples import ChatExample, CompletionExample, PairExample, PromptExample, TextExample
 from aligntune.errors import DataError
-from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, choose, evaluation_row, evaluation_rows
+from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, choose, evaluation_row
 from aligntune.rollouts.occasional import occasional_engine
 
 
@@ -49,15 +49,6 @@ def test_rows_are_cut_before_the_answer(example, prompt, reference: str):
 )
 def test_examples_without_an_answer_have_no_row(example):
     assert evaluation_row(example) is None
-
-
-def test_rows_without_answers_are_left_out_and_logged(caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.WARNING):
-        rows = evaluation_rows([CompletionExample("w1", "w2"), TextExample("w1")], [{"id": 1}, {"id": 2}])
-    assert [row.columns["id"] for row in rows] == [1]
-    assert "1 of 2 evaluation rows have no reference answer" in caplog.text
-    with pytest.raises(DataError, match="none of the 1 evaluation rows has a reference answer"):
-        evaluation_rows([TextExample("w1")])
 
 
 def test_choice_is_deterministic_ordered_and_not_the_first_rows():
@@ -112,9 +103,8 @@ def test_the_reference_never_reaches_the_model(model, tokenizer):
         def update_weights(self):
             raise AssertionError("evaluation does not train")
 
-    rows = evaluation_rows(
-        [ChatExample(CHAT), CompletionExample("w1", "w4"), PairExample(CHAT[:2], [CHAT[4]], [CHAT[2]])]
-    )
+    examples = [ChatExample(CHAT), CompletionExample("w1", "w4"), PairExample(CHAT[:2], [CHAT[4]], [CHAT[2]])]
+    rows = [evaluation_row(example) for example in examples]
     answers = GreedyGenerator(Engine(), tokenizer, seed=7).generate([row.prompt for row in rows], max_new_tokens=3)
     assert answers == ["", "", ""]
     reference = tokenizer.convert_tokens_to_ids("w4")

@@ -60,15 +60,6 @@ def test_samples_are_bounded_and_the_same_every_time():
     assert other.chosen != evaluator.chosen
 
 
-def test_every_setting_of_the_config_acts():
-    config = EvaluationConfig(max_samples_for_quality_metrics=2, max_new_tokens=7, compute_bleu=False)
-    generator = Echo()
-    evaluator = AnswerEvaluator.from_config(config, generator, ROWS, seed=1)
-    assert set(evaluator()) == {"rouge1", "rouge2", "rougeL"}
-    assert generator.calls == [(2, 7)]
-    assert len(AnswerEvaluator.from_config(EvaluationConfig(), generator, ROWS * 10).chosen) == 50
-
-
 def test_custom_metrics_see_the_columns_of_the_chosen_rows():
     def mean_id(predictions, references, id):
         return {"mean_id": sum(id) / len(id)}

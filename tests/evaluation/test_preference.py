@@ -9,7 +9,6 @@ import pytest
 from aligntune.errors import ConfigError, DataError
 from aligntune.evaluation.answers import EvaluationRow
 from aligntune.evaluation.preference import (
-    LOGP_METRICS,
     REWARD_METRICS,
     answer_metrics,
     preference_metrics,
@@ -18,17 +17,14 @@ from aligntune.evaluation.preference import (
 
 
 def test_rewards_by_hand():
-    metrics = preference_metrics([1.0, 2.0, 0.0, 3.0], [0.0, 2.0, 1.0, 0.0], [-4.0, -6.0], [-5.0, -9.0])
+    metrics = preference_metrics([1.0, 2.0, 0.0, 3.0], [0.0, 2.0, 1.0, 0.0])
     assert metrics == {
         "rewards/accuracies": 0.5,  # the tie is wrong
         "rewards/margins": 0.75,
         "rewards/chosen": 1.5,
         "rewards/rejected": 0.75,
-        "logps/chosen": -5.0,
-        "logps/rejected": -7.0,
     }
-    assert tuple(metrics) == REWARD_METRICS + LOGP_METRICS
-    assert tuple(preference_metrics([1.0], [0.0])) == REWARD_METRICS
+    assert tuple(metrics) == REWARD_METRICS
 
 
 def test_a_diverged_model_is_not_a_bad_one():

@@ -10,7 +10,7 @@ import pytest
 
 from aligntune.config.sft import EvaluationConfig
 from aligntune.errors import ConfigError, DataError, MissingExtra, ModelError
-from aligntune.evaluation.registry import Metric, check_best_metric, compute, greater_is_better, metrics_from_config
+from aligntune.evaluation.registry import Metric, check_best_metric, compute, metrics_from_config
 
 ALL_OFF = {"compute_rouge": False, "compute_bleu": False}
 
@@ -192,11 +192,3 @@ def test_best_metric_must_exist():
         check_best_metric("eval_bertscore_f1", metrics)
     assert check_best_metric("f1", metrics, others=["f1"]) == "eval_f1"
     assert check_best_metric("exact", [Metric("exact", exact, "custom_metrics")]) == "eval_exact"
-
-
-def test_direction_of_better():
-    assert greater_is_better("eval_rougeL")
-    assert greater_is_better("rewards/accuracies")
-    assert not greater_is_better("eval_loss")
-    assert not greater_is_better("eval_validation_loss")
-    assert not greater_is_better("perplexity")

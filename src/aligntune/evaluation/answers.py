@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,30 +58,6 @@ def _cut(messages: list[Message], columns: Mapping[str, Any], tools: list[Any] |
     if last == 0 or not reference.strip():
         return None
     return EvaluationRow(messages[:last], reference, columns, tools)
-
-
-def evaluation_rows(
-    examples: Iterable[Example], columns: Iterable[Mapping[str, Any]] | None = None
-) -> list[EvaluationRow]:
-    """The rows of all examples that have an answer (logged: how many have none).
-
-    Raises:
-        DataError: no example has an answer.
-    """
-    rows = [evaluation_row(*pair) for pair in zip(examples, columns, strict=True)] if columns is not None else [
-        evaluation_row(example) for example in examples
-    ]  # fmt: skip
-    found = [row for row in rows if row is not None]
-    if not found:
-        raise DataError(
-            f"none of the {len(rows)} evaluation rows has a reference answer: metrics of answers need rows with a prompt and "
-            "a completion, or conversations that end with the assistant"
-        )
-    if len(found) < len(rows):
-        logger.warning(
-            "%d of %d evaluation rows have no reference answer and are left out", len(rows) - len(found), len(rows)
-        )
-    return found
 
 
 def choose(count: int, max_samples: int | None, seed: int = 0) -> list[int]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from aligntune.errors import DataError
 from aligntune.evaluation.answers import EvaluationRow, Prompt, TextGenerator, choose
-from aligntune.evaluation.registry import Metric, compute, metrics_from_config
+from aligntune.evaluation.registry import Metric, compute
 
 if TYPE_CHECKING:
-    from aligntune.config.sft import EvaluationConfig
+    pass
 
 
 @dataclass(frozen=True)
@@ -51,27 +51,6 @@ class AnswerEvaluator:
 
     def __post_init__(self) -> None:
         self.chosen = choose(len(self.rows), self.max_samples, self.seed)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: EvaluationConfig,
-        generator: TextGenerator,
-        rows: Sequence[EvaluationRow],
-        *,
-        seed: int = 0,
-        device: str | None = None,
-    ) -> AnswerEvaluator:
-        """With the metrics, the number of samples and the length of answers that `config` asks for."""
-        return cls(
-            generator,
-            rows,
-            metrics_from_config(config),
-            max_new_tokens=config.max_new_tokens,
-            max_samples=config.max_samples_for_quality_metrics,
-            seed=seed,
-            device=device,
-        )
 
     def check(self) -> None:
         """Whatever can be missing is missed here: rows, packages, encoders, columns of metrics, empty references.

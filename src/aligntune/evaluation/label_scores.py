@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from aligntune.evaluation.labels import (
     ENTITY_METRICS,
     EntityReport,
     LabelReport,
+    Score,
     entities,
     entity_report,
     label_report,
@@ -61,6 +62,12 @@ def score_tags(
     report = label_report(words, guesses, names)
     of_entities = entity_report(references, [_plain(row) for row in predictions]) if are_entity_tags(names) else None
     return LabelScores([list(row) for row in references], [list(row) for row in predictions], report, of_entities)
+
+
+def score_table(what: str, scores: Mapping[Any, Score]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of a table of scores by `what` ("class", "type")."""
+    rows = [[str(name), score.precision, score.recall, score.f1, score.support] for name, score in scores.items()]
+    return [what, "precision", "recall", "F1", "support"], rows
 
 
 def spans(

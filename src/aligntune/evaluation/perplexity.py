@@ -9,22 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from aligntune.errors import DataError
+from aligntune.data.masks import IGNORED
 from aligntune.models.forward import input_device, packed_loss
 from aligntune.models.modes import evaluating
 from aligntune.models.packed import PackedRows
-
-if TYPE_CHECKING:
-    pass
-
-IGNORED = -100
-_CHUNK = 2048
-"""Positions whose float32 logits exist at a time."""
 
 
 @dataclass(frozen=True)
@@ -48,41 +40,6 @@ class TokenLoss:
         return math.exp(min(self.mean, 700.0))
 
 
-def token_loss(logits: Tensor, labels: Tensor) -> TokenLoss:
-    """Loss of a batch: `logits` [..., T, V] predict the next tokens of `labels` [..., T] (-100: not counted).
-
-    In a packed row the first label of each document must be -100.
-    """
-    targets = labels[..., 1:]
-    places = (targets != IGNORED).nonzero(as_tuple=True)
-    scores, wanted = logits[..., :-1, :], targets[places]
-    total = 0.0
-    for start in range(0, len(wanted), _CHUNK):
-        part = tuple(index[start : start + _CHUNK] for index in places)
-        nll = nn.functional.cross_entropy(scores[part].float(), wanted[start : start + _CHUNK], reduction="none")
-        total += float(nll.double().sum())
-    return TokenLoss(total, len(wanted))
-
-
-def evaluate_loss(
-    model: Any, rows: Sequence[Mapping[str, Sequence[int]]], *, batch_size: int = 8, packed: bool = False
-) -> TokenLoss:
-    """Loss of tokenised rows (`input_ids` and `labels` of equal length), the same for every batch size and packing.
-
-    `packed` runs the rows of a batch as one sequence without padding and never builds their logits.
-    """
-    if not rows:
-        raise DataError("there are no rows to take the perplexity of")
-    total = TokenLoss()
-    with evaluating(model), torch.no_grad():
-        for start in range(0, len(rows), batch_size):
-            batch = [rows[at] for at in range(start, min(start + batch_size, len(rows)))]
-            total += sum(_split_loss(model, batch), TokenLoss()) if packed else _padded_loss(model, batch)
-    if not total.tokens:
-        raise DataError("no token of the evaluation rows has a label: there is nothing to take the perplexity of")
-    return total
-
-
 def row_losses(
     model: Any, row: Callable[[int], Mapping[str, Sequence[int]]], lengths: Sequence[int], *, batch_size: int = 8
 ) -> list[TokenLoss]:
@@ -104,16 +61,3 @@ def _split_loss(model: Any, rows: Sequence[Mapping[str, Sequence[int]]]) -> list
         return [TokenLoss()] * len(rows)
     parts = packed_loss(model, packed, reduction="none").double().split(list(packed.counts))
     return [TokenLoss(float(part.sum()), len(part)) for part in parts]
-
-
-def _padded_loss(model: Any, rows: Sequence[Mapping[str, Sequence[int]]]) -> TokenLoss:
-    width = max(len(row["input_ids"]) for row in rows)
-
-    def padded(name: str, fill: int) -> Tensor:
-        values = [[*row[name], *[fill] * (width - len(row[name]))] for row in rows]
-        return torch.tensor(values, device=input_device(model))
-
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows], device=input_device(model))
-    mask = (torch.arange(width, device=input_device(model)) < lengths[:, None]).long()
-    output = model(input_ids=padded("input_ids", 0), attention_mask=mask, use_cache=False)
-    return token_loss(output.logits, padded("labels", IGNORED))

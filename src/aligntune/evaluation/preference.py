@@ -1,4 +1,4 @@
-"""Does the model prefer what people prefer? Held-out pairs: rewards, log-probabilities, and answers to their prompts.
+"""Does the model prefer what people prefer? Held-out pairs: rewards, and answers to their prompts.
 
 Names follow TRL's DPO trainer, so that `metric_for_best_model` reads the same on every backend.
 """
@@ -13,36 +13,24 @@ from aligntune.evaluation.answers import EvaluationRow, Message, TextGenerator, 
 from aligntune.textmetrics import bleu, rouge
 
 REWARD_METRICS = ("rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
-LOGP_METRICS = ("logps/chosen", "logps/rejected")
-ANSWER_METRICS = ("rougeL", "bleu", "length_ratio")
 
 
-def preference_metrics(
-    chosen_rewards: Iterable[float],
-    rejected_rewards: Iterable[float],
-    chosen_logps: Iterable[float] | None = None,
-    rejected_logps: Iterable[float] | None = None,
-) -> dict[str, float]:
+def preference_metrics(chosen_rewards: Iterable[float], rejected_rewards: Iterable[float]) -> dict[str, float]:
     """Means over held-out pairs; rewards may be implicit (DPO) or a reward model's.
 
     `rewards/accuracies` is the share of pairs whose chosen answer has the higher reward (a tie is wrong, as in TRL),
-    `rewards/margins` the mean difference, `logps/*` the mean summed log-probability of the answers, in nats. A reward
-    that is not a number makes its means, and the accuracy, nan.
+    `rewards/margins` the mean difference. A reward that is not a number makes its means, and the accuracy, nan.
     """
     chosen, rejected = [float(x) for x in chosen_rewards], [float(x) for x in rejected_rewards]
     if len(chosen) != len(rejected) or not chosen:
         raise DataError(f"pairs need one reward on each side: {len(chosen)} chosen, {len(rejected)} rejected")
     margins = [left - right for left, right in zip(chosen, rejected, strict=True)]
-    metrics = {
+    return {
         "rewards/accuracies": _mean([math.nan if math.isnan(margin) else float(margin > 0) for margin in margins]),
         "rewards/margins": _mean(margins),
         "rewards/chosen": _mean(chosen),
         "rewards/rejected": _mean(rejected),
     }
-    for name, values in (("logps/chosen", chosen_logps), ("logps/rejected", rejected_logps)):
-        if values is not None:
-            metrics[name] = _mean([float(x) for x in values])
-    return metrics
 
 
 def answer_metrics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MetricFunction = Callable[..., Mapping[str, Any]]
-LOWER_IS_BETTER = frozenset(["loss", "perplexity"])
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,6 @@ class Metric:
     setting: str
     produces: tuple[str, ...] | None = None
     packages: tuple[str, ...] = ()
-    extra: str = "eval"
     encoder: EncoderSource | None = None
 
     def check(self, columns: Collection[str] = ()) -> None:
@@ -70,7 +68,7 @@ class Metric:
             ConfigError: it asks for a column that the rows do not have.
         """
         for package in self.packages:
-            require(package, extra=self.extra, why=self.setting)
+            require(package, extra="eval", why=self.setting)
         missing = [name for name, needed in self._wanted(columns).items() if needed and name not in columns]
         if missing:
             raise ConfigError(
@@ -143,14 +141,13 @@ def metric(
     setting: str,
     produces: Sequence[str],
     packages: Sequence[str] = (),
-    extra: str = "eval",
     encoder: EncoderSource | None = None,
 ) -> Callable[[MetricFunction], MetricFunction]:
     """Register a metric: `setting` is the `EvaluationConfig` switch, `produces` the names it returns, `packages` what it
-    imports from `extra`, `encoder` the config field that names the encoder it is given as `encoder`."""
+    imports, `encoder` the config field that names the encoder it is given as `encoder`."""
 
     def register(function: MetricFunction) -> MetricFunction:
-        REGISTRY[name] = Metric(name, function, setting, tuple(produces), tuple(packages), extra, encoder)
+        REGISTRY[name] = Metric(name, function, setting, tuple(produces), tuple(packages), encoder)
         return function
 
     return register
@@ -211,12 +208,6 @@ def check_best_metric(name: str, metrics: Iterable[Metric], others: Iterable[str
             "compute_* settings of evaluation."
         )
     return f"eval_{plain}"
-
-
-def greater_is_better(name: str) -> bool:
-    """Whether more of this metric is better: all but losses and perplexity."""
-    plain = name.removeprefix("eval_")
-    return plain not in LOWER_IS_BETTER and not plain.endswith("_loss")
 
 
 def compute(

@@ -13,7 +13,7 @@ from aligntune.errors import ConfigError
 from aligntune.evaluation.evaluator import Evaluation
 from aligntune.models.heads import SavedHead, head_arguments, head_class, settle
 from aligntune.models.load import load_model
-from aligntune.models.precision import Precision, resolve_precision
+from aligntune.models.precision import resolve_precision
 from aligntune.models.tokenizer import load_tokenizer
 
 PREFERENCE = "preference"
@@ -31,18 +31,18 @@ class SavedEvaluation(Evaluation):
     tables: list[Table] = field(default_factory=list)
 
 
-def load_for_evaluation(run: SFTRunConfig, head: SavedHead | None = None) -> tuple[Any, Any, Precision]:
-    """Model (an adapter merged into its base), tokenizer and precision, ready to be asked."""
+def load_for_evaluation(run: SFTRunConfig, head: SavedHead | None = None) -> tuple[Any, Any]:
+    """Model (an adapter merged into its base) and tokenizer, ready to be asked."""
     precision = resolve_precision(PrecisionType.AUTO if not run.model.is_set("precision") else run.model.precision)
     name = run.model.name_or_path
     tokenizer = load_tokenizer(name, generates=head is None)
     if head is None:
-        return load_model(run.model, precision, trained=False).eval(), tokenizer, precision
+        return load_model(run.model, precision, trained=False).eval(), tokenizer
     model = load_model(
         run.model, precision, trained=False, auto_class=head_class(head.task), **head_arguments(head.names)
     )
     settle(model, tokenizer)
-    return model.eval(), tokenizer, precision
+    return model.eval(), tokenizer
 
 
 def batch_size(run: SFTRunConfig) -> int:

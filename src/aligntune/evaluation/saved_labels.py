@@ -13,7 +13,7 @@ from aligntune.data.examples import LabelledExample, TaggedExample
 from aligntune.data.labels import find_shared_labels, labels_of_model
 from aligntune.errors import DataError
 from aligntune.evaluation.classifier import Classifier
-from aligntune.evaluation.label_scores import LabelScores, metric_names, score_tags, score_texts, spans
+from aligntune.evaluation.label_scores import LabelScores, metric_names, score_table, score_tags, score_texts, spans
 from aligntune.evaluation.labels import Score
 from aligntune.evaluation.registry import custom_metrics
 from aligntune.evaluation.saved_base import SavedEvaluation, Table, batch_size, check_names, load_for_evaluation
@@ -39,7 +39,7 @@ def evaluate_classifier(
         raise DataError(f"none of the {len(examples)} rows has anything to classify")
     if len(kept) < len(examples):
         logger.warning("%d of %d rows are empty and are left out", len(examples) - len(kept), len(examples))
-    model, tokenizer, _ = load_for_evaluation(run, head)
+    model, tokenizer = load_for_evaluation(run, head)
     longest = longest_input(run.model.name_or_path, tokenizer, run.model.max_seq_length)
     classifier = Classifier(model, tokenizer, head.names, tags, longest, batch_size(run))
     judge = _judge_sentences if tags else _judge_texts
@@ -86,8 +86,7 @@ def _tables(scores: LabelScores) -> list[Table]:
 
 
 def _table(title: str, what: str, scores: dict[Any, Score]) -> Table:
-    rows = [[str(name), score.precision, score.recall, score.f1, score.support] for name, score in scores.items()]
-    return title, [what, "precision", "recall", "F1", "support"], rows
+    return title, *score_table(what, scores)
 
 
 def _has_words(example: LabelledExample | TaggedExample) -> bool:

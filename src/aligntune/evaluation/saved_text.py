@@ -45,7 +45,7 @@ def evaluate_answers(run: SFTRunConfig, rows: Any, wanted: sft.EvaluationConfig,
     source = run.sources[0]
     questions = _questions(rows, source)
     metrics = metrics_from_config(wanted, has_references=bool(questions))
-    model, tokenizer, _ = load_for_evaluation(run)
+    model, tokenizer = load_for_evaluation(run)
     found: dict[str, float] = {}
     records: dict[int, dict[str, Any]] = {}
     if wanted.compute_perplexity:
@@ -107,7 +107,7 @@ def _scored_pairs(run: SFTRunConfig, rows: Any) -> SavedEvaluation:
     from aligntune.rewards.model import RewardModel
 
     pairs = _pairs(run, rows)
-    model, tokenizer, _ = load_for_evaluation(run, saved_head(run.model.name_or_path))
+    model, tokenizer = load_for_evaluation(run, saved_head(run.model.name_or_path))
     longest = longest_input(run.model.name_or_path, tokenizer, run.model.max_seq_length)
     judge = RewardModel(model, tokenizer, batch_size=batch_size(run), max_length=longest)
     prompts: list[Any] = [pair.prompt for pair in pairs]
@@ -122,7 +122,7 @@ def _scored_pairs(run: SFTRunConfig, rows: Any) -> SavedEvaluation:
 
 def _likelier(run: SFTRunConfig, rows: Any) -> SavedEvaluation:
     texts = _pairs(run, rows)
-    model, tokenizer, _ = load_for_evaluation(run)
+    model, tokenizer = load_for_evaluation(run)
     pairs = _tokenized_pairs(run, rows, tokenizer)
     chosen, rejected = (_side_losses(model, pairs, side, batch_size(run)) for side in ("chosen_ids", "rejected_ids"))
     margins = [worse.nll - better.nll for better, worse in zip(chosen, rejected, strict=True)]

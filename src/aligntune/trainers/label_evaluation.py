@@ -12,7 +12,7 @@ from transformers import EvalPrediction
 from aligntune.data.collate import PaddedCollator, round_up
 from aligntune.data.masks import IGNORED
 from aligntune.errors import ConfigError
-from aligntune.evaluation.label_scores import LabelScores, score_tags, score_texts
+from aligntune.evaluation.label_scores import LabelScores, score_table, score_tags, score_texts
 from aligntune.evaluation.labels import Score
 from aligntune.evaluation.registry import Metric
 from aligntune.reporting import sections
@@ -94,5 +94,4 @@ def report_sections(scores: LabelScores) -> list[Section]:
 
 
 def _table(what: str, scores: Mapping[Any, Score]) -> dict[str, Any]:
-    rows = [[str(name), score.precision, score.recall, score.f1, score.support] for name, score in scores.items()]
-    return sections.table([what, "precision", "recall", "F1", "support"], rows)
+    return sections.table(*score_table(what, scores))
