@@ -72,7 +72,6 @@ def test_layout_by_hand():
     assert rows.counts == (2, 6, 0)
     assert rows.padded(rows.targets, fill=-1).tolist() == [[12, 13, -1, -1, -1, -1], [14, 15, 16, 17, 18, 19], [-1] * 6]
     assert rows.mask().sum(1).tolist() == [2, 6, 0]
-    assert rows.row_sums(rows.targets).tolist() == [25, 99, 0]
 
 
 def test_flat_tensors_give_the_same_rows():

@@ -86,10 +86,9 @@ def packed_loss(
     *,
     label_smoothing: float = 0.0,
     reduction: Literal["sum", "mean", "none"] = "mean",
-    chunk_tokens: int | None = None,
 ) -> Tensor:
     """Cross-entropy of the trained tokens of `rows`: a scalar, or `[M]` for "none"."""
-    options: dict[str, Any] = {"label_smoothing": label_smoothing, "reduction": reduction, "chunk_tokens": chunk_tokens}
+    options: dict[str, Any] = {"label_smoothing": label_smoothing, "reduction": reduction}
 
     def from_head(hidden: Tensor) -> Tensor:
         head = model_head(model)

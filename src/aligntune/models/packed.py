@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aligntune.data.masks import IGNORED
+
 Array = npt.NDArray[Any]
 
 
@@ -72,17 +74,14 @@ class PackedRows:
         input_ids: Tensor,
         position_ids: Tensor,
         labels: Tensor,
-        *,
-        ignore_index: int = -100,
-        device: torch.device | str | None = None,
     ) -> PackedRows:
         """From a collator's `[1, T]` (or `[T]`) tensors: a row begins wherever the position is 0; `labels` stand at
-        their own token, not shifted. Give CPU tensors and a device: on CUDA tensors this waits for the device."""
+        their own token, not shifted, -100 where it is not trained. On CUDA tensors this waits for the device."""
         ids, positions, targets = (tensor.flatten().numpy(force=True) for tensor in (input_ids, position_ids, labels))
         if positions[0] != 0:
             raise ValueError("packed positions must start at 0")
         starts = np.flatnonzero(positions == 0)
-        return cls._from_flat(ids, targets != ignore_index, starts, torch.device(device or input_ids.device))
+        return cls._from_flat(ids, targets != IGNORED, starts, input_ids.device)
 
     @classmethod
     def _from_flat(cls, ids: Array, flags: Array, starts: Array, device: torch.device) -> PackedRows:
@@ -137,10 +136,6 @@ class PackedRows:
     def mask(self) -> Tensor:
         """`[B, max(counts)]`, true where `padded` holds a trained token."""
         return self.padded(torch.ones_like(self.targets, dtype=torch.bool), fill=False)
-
-    def row_sums(self, values: Tensor) -> Tensor:
-        """`[B]` sums of `[M]` values."""
-        return self.padded(values).sum(1)
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:

@@ -43,9 +43,9 @@ def device() -> torch.device:
     return accelerator if accelerator is not None else torch.device("cpu")
 
 
-def resolve_precision(wanted: PrecisionType, on: torch.device | None = None) -> Precision:
-    """The precision that `wanted` means on device `on`; a bf16 that is not fast there becomes fp32, with one log line."""
-    on = on or device()
+def resolve_precision(wanted: PrecisionType) -> Precision:
+    """The precision that `wanted` means on this device; a bf16 that is not fast there becomes fp32, with one log line."""
+    on = device()
     if wanted is PrecisionType.FP32:
         return Precision(torch.float32)
     if wanted is PrecisionType.FP16:
