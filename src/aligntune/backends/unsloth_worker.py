@@ -62,7 +62,7 @@ class UnslothTraining:
 
     name = "unsloth"
 
-    def load_policy(self, session: Any, **head: Any) -> Any:
+    def load_policy(self, session: Any, tokenizer: Any = None, **head: Any) -> Any:
         """The model by `FastLanguageModel`, with its LoRA adapter; weights in the run's compute format."""
         from unsloth import FastLanguageModel
 
@@ -86,6 +86,10 @@ class UnslothTraining:
             raise ModelError(
                 f"{config.name_or_path}: no parameter is trainable under Unsloth, so training would change nothing"
             )
+        if tokenizer is not None:
+            from aligntune.models.tokenizer import fit_embeddings
+
+            fit_embeddings(model, tokenizer)
         return model
 
     def build_trainer(self, session: Any, callbacks: Sequence[Any]) -> Any:

@@ -28,7 +28,7 @@ from aligntune.evaluation.classifier import Classifier
 from aligntune.evaluation.label_scores import metric_names, spans
 from aligntune.evaluation.registry import check_best_metric, custom_metrics
 from aligntune.models.heads import SavedHead, head_arguments, head_class, longest_input, saved_head, settle, write_head
-from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
+from aligntune.models.tokenizer import load_tokenizer
 from aligntune.trainers.arguments import training_arguments
 from aligntune.trainers.label_evaluation import RowCollator, Scorer, report_sections
 from aligntune.trainers.label_trainer import ClassificationTrainer
@@ -105,7 +105,6 @@ class ClassificationSession(Session):
             **head,
         )  # fmt: skip
         settle(model, self.tokenizer)
-        fit_embeddings(model, self.tokenizer)
         return model
 
     @property

@@ -17,7 +17,7 @@ from aligntune.errors import ConfigError, ModelError
 from aligntune.evaluation.answers import answer_ends, model_ends
 from aligntune.models.forward import check_packed, use_padding
 from aligntune.models.load import load_model
-from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
+from aligntune.models.tokenizer import load_tokenizer
 from aligntune.rewards import RewardSet
 from aligntune.rollouts.base import SamplingParams
 from aligntune.rollouts.rounded import RoundedEngine
@@ -94,7 +94,6 @@ class OnlineSession(Session):
     def model(self) -> Any:
         self.rewards  # noqa: B018  (a reward model that is not there before a policy that is)
         model = self._backend.load_policy(self, tokenizer=self.tokenizer)
-        fit_embeddings(model, self.tokenizer)
         if self.config.model.disable_dropout:
             disable_dropout(model)
         if self._backend.name == "native":  # the others lay out their batches themselves

@@ -16,7 +16,7 @@ from aligntune.data.masks import IGNORED
 from aligntune.errors import ConfigError, ModelError
 from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, evaluation_row
 from aligntune.evaluation.preference import shot_metrics
-from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
+from aligntune.models.tokenizer import load_tokenizer
 from aligntune.trainers.answering import generator_of
 from aligntune.trainers.arguments import own_optimizer, training_arguments
 from aligntune.trainers.dropout import disable_dropout
@@ -76,7 +76,6 @@ class PairsSession(Session):
             raise ModelError(
                 f"model.sft_path: {start} has fewer tokens than the tokenizer of {self.config.model.name_or_path}"
             )
-        fit_embeddings(model, self.tokenizer)
         if self.config.model.disable_dropout:
             disable_dropout(model)
         return model

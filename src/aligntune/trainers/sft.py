@@ -29,7 +29,7 @@ from aligntune.evaluation.evaluator import AnswerEvaluator
 from aligntune.evaluation.registry import check_best_metric, metrics_from_config
 from aligntune.models.forward import causal_model, check_packed, runs_padded, use_padding
 from aligntune.models.positions import check_positions
-from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
+from aligntune.models.tokenizer import load_tokenizer
 from aligntune.trainers.answering import generator_of
 from aligntune.trainers.own import own_token_loss
 from aligntune.trainers.session import Session, questions
@@ -69,10 +69,7 @@ class SFTSession(Session):
 
     @cached_property
     def model(self) -> Any:
-        tokenizer = self.tokenizer
-        model = self._backend.load_policy(self, tokenizer=tokenizer)
-        fit_embeddings(model, tokenizer)
-        return model
+        return self._backend.load_policy(self, tokenizer=self.tokenizer)
 
     @property
     def load_kwargs(self) -> dict[str, Any]:
