@@ -18,7 +18,7 @@ from aligntune.config import applies
 from aligntune.config.enums import SPLIT_OPTIMIZERS, AlgorithmType, PrecisionType
 from aligntune.config.launch import SHARDED
 from aligntune.config.run import RLRunConfig, SFTRunConfig
-from aligntune.errors import ConfigError, ModelError
+from aligntune.errors import ModelError
 from aligntune.planning.compiled import what_compiled_layers_keep
 from aligntune.planning.memory import (
     CONTEXT,
@@ -33,6 +33,7 @@ from aligntune.planning.memory import (
 )
 from aligntune.planning.shapes import Shape, read_shape, saved_bytes_per_parameter
 from aligntune.planning.steps import optimizer_steps, phases_of
+from aligntune.trainers.online_plan import prompt_budget
 
 Run = SFTRunConfig | RLRunConfig
 MOST_ROWS = 512
@@ -59,7 +60,7 @@ def situation(run: Run, card: float | None = None) -> Situation:
     """
     backend = choose(run)[0].name
     model, notes = run.model, [f"backend {backend}", "a GPU with bf16 (Ampere or newer)"]
-    shape = read_shape(_weights(run))
+    shape = read_shape(str(run.model.name_or_path))  # `sft_path` has the same architecture
     if _classifies(run):
         shape = replace(shape, tied=True)  # a few rows of a classifier take the place of a language-model head
     if backend == "unsloth":
@@ -112,11 +113,6 @@ def situation(run: Run, card: float | None = None) -> Situation:
 
 
 # Parts --------------------------------------------------------------------------------------------------------------
-
-
-def _weights(run: Run) -> str:
-    """The model whose config says the shape: that of `name_or_path`, since `sft_path` has the same architecture."""
-    return str(run.model.name_or_path)
 
 
 def _attention(wanted: str, shape: Shape) -> str:
@@ -182,17 +178,6 @@ def _batch(run: Run, shape: Shape, packed: bool, attention: str) -> Batch:
         # transformers' own kernels see one row with a mask of blocks
         return Batch(tokens, predicted, tokens, attention == "sdpa", cut_from)
     return Batch(tokens, predicted, longest, masked, cut_from)
-
-
-def prompt_budget(run: RLRunConfig) -> int:
-    """Longest prompt of an online run, in tokens."""
-    room = run.model.max_seq_length - run.train.max_completion_length
-    if room < 1:
-        raise ConfigError(
-            f"train.max_completion_length: is {run.train.max_completion_length}, which leaves no room for a prompt within "
-            f"model.max_seq_length {run.model.max_seq_length}"
-        )
-    return min(run.train.max_prompt_length, room)
 
 
 def _head(run: Run, packed: bool) -> Head:

@@ -30,7 +30,7 @@ from aligntune.trainers.held_out import HeldOut
 from aligntune.trainers.live_engine import LiveEngine
 from aligntune.trainers.online_checks import check_online
 from aligntune.trainers.online_metrics import gathered_moments
-from aligntune.trainers.online_plan import Plan, make_plan
+from aligntune.trainers.online_plan import Plan, make_plan, prompt_budget
 from aligntune.trainers.online_trainer import OnlineTrainer
 from aligntune.trainers.own import with_own_functions
 from aligntune.trainers.prompt_stream import PromptStream
@@ -166,14 +166,7 @@ class OnlineSession(Session):
     @property
     def prompt_budget(self) -> int:
         """Longest prompt in tokens."""
-        train, bound = self.config.train, self.config.model.max_seq_length
-        room = bound - train.max_completion_length
-        if room < 1:
-            raise ConfigError(
-                f"train.max_completion_length: is {train.max_completion_length}, which leaves no room for a prompt within "
-                f"model.max_seq_length {bound}"
-            )
-        return min(train.max_prompt_length, room)
+        return prompt_budget(self.config)
 
     @cached_property
     def asker(self) -> Asker:

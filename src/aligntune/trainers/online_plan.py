@@ -1,4 +1,4 @@
-"""How do rollout phases, optimiser steps and forward passes fit together?"""
+"""How do rollout phases, optimiser steps and forward passes fit together, and how long may prompts be?"""
 
 from __future__ import annotations
 
@@ -80,3 +80,14 @@ def make_plan(config: Any, spec: Pace) -> Plan:
             )
         prompts = step // group
     return Plan(prompts, group, micro, accumulation, spec.epochs(train))
+
+
+def prompt_budget(config: Any) -> int:
+    """Longest prompt of an online run, in tokens."""
+    room = config.model.max_seq_length - config.train.max_completion_length
+    if room < 1:
+        raise ConfigError(
+            f"train.max_completion_length: is {config.train.max_completion_length}, which leaves no room for a prompt within "
+            f"model.max_seq_length {config.model.max_seq_length}"
+        )
+    return min(config.train.max_prompt_length, room)
