@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aligntune.config.applies import ONLINE
 from aligntune.config.base import Section
@@ -12,8 +12,12 @@ from aligntune.config.contradictions import MODEL_METRICS
 from aligntune.config.enums import AlgorithmType
 from aligntune.config.problems import Problem, is_dataset_settings, report, short
 from aligntune.config.resolve import Resolved, resolve
-from aligntune.config.run import RunConfig
+from aligntune.config.run import RunConfig, SFTRunConfig
 from aligntune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from aligntune.evaluation.harness import HarnessReport
+    from aligntune.evaluation.saved_base import SavedEvaluation
 
 Source = str | os.PathLike[str] | Mapping[str, Any] | RunConfig | None
 
@@ -83,7 +87,7 @@ def evaluate(
     limit: int | None = None,
     overrides: Iterable[str] = (),
     **settings: Any,
-) -> Any:
+) -> SavedEvaluation:
     """Measure a saved model (run folder, model or adapter folder, hub name) on rows; returns metrics and predictions.
 
     `task` is found from the model and the rows while unset: a task type, or "preference". `metrics` are names
@@ -103,7 +107,7 @@ def evaluate(
 
 def evaluate_harness(
     model: str, tasks: Sequence[str], *, limit: int | None = None, overrides: Iterable[str] = (), **settings: Any
-) -> Any:
+) -> HarnessReport:
     """Public benchmarks of lm-evaluation-harness (extra `harness`) on a saved model; `limit` rows of each task."""
     from aligntune.evaluation.harness import run_harness
     from aligntune.evaluation.saved_base import batch_size, load_for_evaluation
@@ -118,7 +122,7 @@ def evaluate_harness(
 def evaluation_run(
     model: str, data: str, *, task: str | None = None, metrics: Sequence[Any] | None = None, limit: int | None = None,
     overrides: Iterable[str] = (), **settings: Any,
-) -> Any:  # fmt: skip
+) -> SFTRunConfig:  # fmt: skip
     """The config of an evaluation: of the model, the rows and how they are read. Raises `ConfigError`."""
     from aligntune.evaluation.saved import PREFERENCE, evaluation_defaults
     from aligntune.models.files import model_folder
@@ -128,6 +132,7 @@ def evaluation_run(
     tree["evaluation"] = {f"compute_{name}": True for name in MODEL_METRICS if name in (metrics or ())}
     resolved = resolve(tree, arguments=given, overrides=overrides, algorithm="sft")
     _refuse_settings_of_training(resolved)
+    assert isinstance(resolved.config, SFTRunConfig), "resolved as sft"
     return resolved.config
 
 
