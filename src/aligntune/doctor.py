@@ -162,7 +162,7 @@ def smoke_run() -> Finding:
 
 
 def _train(folder: Path) -> list[float]:
-    """Losses of a run in `folder`, of the model that ships with the package if there is one, else of a random one."""
+    """Losses of a run in `folder`, of a small random model."""
     import contextlib
     import io
 
@@ -170,8 +170,7 @@ def _train(folder: Path) -> list[float]:
     from aligntune.trainers.quiet import quiet_libraries
 
     quiet_libraries()
-    shipped = Path(__file__).parent / "quickstart" / "model"
-    model = shipped if (shipped / "config.json").exists() else _random_model(folder / "model")
+    model = _random_model(folder / "model")
     rows = folder / "rows.jsonl"
     rows.write_text('{"text": "one two three four five six seven"}\n' * 16, encoding="utf-8")
     with contextlib.redirect_stdout(io.StringIO()):

@@ -46,7 +46,7 @@ def grpo_config(folder: Path, output: Path, start: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def quickstart(output: Path, *, overwrite: bool = True, rl: bool = True) -> dict[str, float]:
+def quickstart(output: Path, *, overwrite: bool = True) -> dict[str, float]:
     """Run both stages under `output`; returns the accuracy on held-out lists of the base, after SFT and after GRPO."""
     started = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
@@ -56,20 +56,15 @@ def quickstart(output: Path, *, overwrite: bool = True, rl: bool = True) -> dict
     found = {"base": measured(sft)}
     sft.train(overwrite=overwrite)
     found["SFT"] = measured(sft)
-    reports = [sft.directory.report]
-    if rl:
-        write_prompts(output / "prompts.jsonl")
-        grpo = create_trainer(grpo_config(output, output / "grpo", sft.directory.model))
-        grpo.train(overwrite=overwrite)
-        found["GRPO"] = measured(grpo)
-        reports.append(grpo.directory.report)
+    write_prompts(output / "prompts.jsonl")
+    grpo = create_trainer(grpo_config(output, output / "grpo", sft.directory.model))
+    grpo.train(overwrite=overwrite)
+    found["GRPO"] = measured(grpo)
     stages = ", ".join(f"{name} {share:.0%}" for name, share in found.items())
     print(f"\nRight answers to {len(task.held_out())} held-out lists: {stages} ({time.monotonic() - started:.0f} s)")
-    for report in reports:
-        print(f"report: {report}")
-    print(
-        f"try:    aligntune chat {output / ('grpo' if rl else 'sft')}    and ask: {task.question(['cat', 'red', 'blue'])}"
-    )
+    for session in (sft, grpo):
+        print(f"report: {session.directory.report}")
+    print(f"try:    aligntune chat {output / 'grpo'}    and ask: {task.question(['cat', 'red', 'blue'])}")
     return found
 
 
