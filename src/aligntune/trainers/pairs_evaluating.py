@@ -15,6 +15,7 @@ from aligntune.algorithms.batch import Loss, Normalizers, PairBatch, PairLogProb
 from aligntune.algorithms.dpo import sequence_log_probs
 from aligntune.data.sources import list_lengths
 from aligntune.models.forward import packed_log_probs
+from aligntune.models.modes import evaluating
 from aligntune.models.packed import PackedRows
 from aligntune.trainers.pair_batches import Pairs, Step
 from aligntune.trainers.reference import Reference
@@ -81,16 +82,12 @@ class PairsEvaluation(_Base):
         A loss that compares pairs is taken over the whole evaluation set.
         """
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             found = self._measure(rows)
             if self.quality is not None:
                 found |= self.quality()
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
             self.log(dict(metrics))
-        finally:
-            self.model.train(was_training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

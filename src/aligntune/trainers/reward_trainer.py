@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from aligntune.models.modes import evaluating
 from aligntune.trainers.native import NativeTrainer
 from aligntune.trainers.passes import StepsInPieces, cut
 
@@ -72,13 +73,11 @@ class RewardTrainer(StepsInPieces, NativeTrainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Score the rows held out, log the metrics and return them."""
-        was_training = self.model.training
-        self.model.eval()
-        measured = self.measure()
+        with evaluating(self.model):
+            measured = self.measure()
         if self.state.global_step == 0:
             self.before = measured
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
-        self.model.train(was_training)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
