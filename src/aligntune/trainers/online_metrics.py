@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aligntune.algorithms.batch import combine_metrics
 from aligntune.rewards.normalise import Moments, merge
 from aligntune.trainers.parallel import gathered
 
@@ -50,14 +51,9 @@ def of_all_shares(shares: Mapping[str, Tensor], accelerator: Any) -> dict[str, f
     names = sorted(shares)
     values = torch.stack([shares[name].detach().double() for name in names])
     if accelerator.num_processes > 1:
-        gathered = accelerator.gather(values.to(accelerator.device)[None])
-        ends = [("_min" if name.endswith("_min") else "_max" if name.endswith("_max") else "") for name in names]
-        reduce = {
-            "_min": lambda column: column.min(),
-            "_max": lambda column: column.max(),
-            "": lambda column: column.sum(),
-        }
-        values = torch.stack([reduce[end](gathered[:, at]) for at, end in enumerate(ends)])
+        ranks = accelerator.gather(values.to(accelerator.device)[None])
+        whole = combine_metrics(dict(zip(names, rank, strict=True)) for rank in ranks)
+        values = torch.stack([whole[name] for name in names])
     return dict(zip(names, values.tolist(), strict=True))
 
 

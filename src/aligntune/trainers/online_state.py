@@ -27,9 +27,7 @@ class OnlineState(TrainerCallback):
         self.trainer = trainer
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)  # another process may not have written its part yet
-        torch.save(collect(self.trainer), folder / own_name(args))
+        write(collect(self.trainer), args, state.global_step)
 
 
 def collect(trainer: OnlineTrainer) -> dict[str, Any]:
@@ -47,6 +45,13 @@ def collect(trainer: OnlineTrainer) -> dict[str, Any]:
         "critic_optimizer": None if trainer.critic_updates is None else trainer.critic_updates.optimizer.state_dict(),
         "reference": {} if trainer.reference is None else trainer.reference.state_dict(),
     }
+
+
+def write(collected: dict[str, Any], args: Any, step: int) -> None:
+    """Lay what this process collected beside the checkpoint of `step`."""
+    folder = Path(args.output_dir) / f"checkpoint-{step}"
+    folder.mkdir(parents=True, exist_ok=True)  # another process may not have written its part yet
+    torch.save(collected, folder / own_name(args))
 
 
 def restore(trainer: OnlineTrainer, checkpoint: Path) -> None:

@@ -21,11 +21,14 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from aligntune.algorithms.gspo import sequence_clip
+from aligntune.algorithms.policy import clip_range
+from aligntune.config.algorithms import GSPOConfig
 from aligntune.config.enums import AlgorithmType
 from aligntune.models.lora import is_tied, untie
 from aligntune.trainers.arguments import training_arguments
 from aligntune.trainers.online_metrics import Meter, of_all_processes
-from aligntune.trainers.online_state import STATE, own_name
+from aligntune.trainers.online_state import STATE, own_name, write
 from aligntune.trainers.rollout_phase import length_metrics, reward_arguments, with_headline
 
 if TYPE_CHECKING:
@@ -127,16 +130,15 @@ class PhaseRows:
 def algorithm_arguments(run: RLRunConfig) -> dict[str, Any]:
     """The fields of `GRPOConfig` that make TRL's loss the algorithm's."""
     train = run.train
-    low, high = train.cliprange, train.cliprange_high if train.cliprange_high is not None else train.cliprange
+    low, high = clip_range(train)
     loss_type, level = "grpo", "token"
     if run.algorithm is AlgorithmType.DAPO:
         loss_type = "dapo"
     elif run.algorithm is AlgorithmType.DR_GRPO:
         loss_type = "dr_grpo"
-    elif run.algorithm is AlgorithmType.GSPO:
+    elif isinstance(train, GSPOConfig):
         level = "sequence"  # with TRL's default loss_type `dapo`, sequences would be weighted by their lengths
-        low = train.gspo_gamma if train.is_set("gspo_gamma") else low
-        high = train.gspo_delta if train.is_set("gspo_delta") else high
+        low, high = sequence_clip(train)
     return {
         "loss_type": train.loss_type or loss_type,
         "importance_sampling_level": level,
@@ -255,9 +257,7 @@ class _OnlineParts(TrainerCallback):
         self.trainer = trainer
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)  # another process may not have written its part yet
-        torch.save(self.trainer.collected(), folder / own_name(args))
+        write(self.trainer.collected(), args, state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
