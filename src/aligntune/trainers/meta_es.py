@@ -100,19 +100,23 @@ class MetaESSession(OnlineSession):
         return found
 
     @property
-    def _verifier_name(self) -> str:
+    def _verifier_kind(self) -> Any:
+        """`train.verifier`, or the one reward there is."""
         train = self.config.train
-        return get_reward(train.verifier if train.verifier is not None else self.config.rewards[0].type).name
+        return train.verifier if train.verifier is not None else self.config.rewards[0].type
+
+    @property
+    def _verifier_name(self) -> str:
+        return get_reward(self._verifier_kind).name
 
     @cached_property
     def verifier(self) -> RewardSet:
         """The verifier alone, unweighted: with the params of the reward of that name, and `eval_timeout` where it takes one."""
         train = self.config.train
-        kind = train.verifier if train.verifier is not None else self.config.rewards[0].type
         params: dict[str, Any] = next(
             (e.params for e in self.config.rewards if get_reward(e.type).name == self._verifier_name), {}
         )
-        found = RewardSet([{"type": kind, "params": dict(params)}], tokenizer=self.tokenizer)
+        found = RewardSet([{"type": self._verifier_kind, "params": dict(params)}], tokenizer=self.tokenizer)
         caller = found.entries[0].caller
         if "timeout_s" in caller.signature.defaults:
             caller.params = {"timeout_s": float(train.eval_timeout), **caller.params}

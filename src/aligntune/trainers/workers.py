@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import connection, parent_process
+from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor, multiprocessing, nn
 from aligntune.config.dump import plain_tree
 from aligntune.config.resolve import resolve
 from aligntune.errors import BackendError, ConfigError
+from aligntune.stopping import end_with
 from aligntune.trainers.candidates import Outcome
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Workers:
 
     def _start(self) -> None:
         ours, theirs = self._context.Pipe()
-        told = (theirs, self._tree, self._session.source, self._weights, self._threads)
+        told = (theirs, self._tree, self._session.source, self._weights, self._threads, os.getpid())
         process = self._context.Process(target=work, args=told, daemon=True)
         with _no_main_module():
             process.start()
@@ -111,10 +111,10 @@ class Workers:
         return outcome
 
 
-def work(pipe: Any, tree: dict[str, Any], backend: Any, weights: dict[str, Tensor], threads: int) -> None:
-    """A worker's life: one outcome for each job, until the starter is gone."""
+def work(pipe: Any, tree: dict[str, Any], backend: Any, weights: dict[str, Tensor], threads: int, starter: int) -> None:
+    """A worker's life: one outcome for each job, until the process `starter` is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter hears it too, and ends its workers
-    threading.Thread(target=_end_with_starter, daemon=True).start()
+    end_with(starter)
     torch.set_num_threads(threads)
     from aligntune.trainers.meta_es import MetaESSession
 
@@ -157,14 +157,6 @@ def _raise_file_limit() -> None:
 
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _end_with_starter() -> None:
-    """A worker whose starter was killed has nobody to tell."""
-    starter = parent_process()
-    if starter is not None:
-        starter.join()
-        os._exit(1)
 
 
 @contextmanager
