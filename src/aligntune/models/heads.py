@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoMod
 from aligntune.config.enums import TaskType
 from aligntune.errors import ModelError
 from aligntune.models.files import adapter_base, explain_missing, is_model_folder
+from aligntune.models.positions import encoder_positions
 
 LABELS_FILE = "labels.json"
 """Beside an adapter, which has no config of its own to hold them: `{"task_type": ..., "names": [...]}`."""
@@ -68,10 +69,7 @@ def write_head(folder: Path, head: SavedHead) -> None:
 def longest_input(name: str, tokenizer: Any, wanted: int) -> int:
     """Tokens that the model `name` can read: `wanted`, or what its positions and its tokenizer allow."""
     config = model_config(adapter_base(name) or name).get_text_config()
-    positions = getattr(config, "max_position_embeddings", None) or wanted
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= (config.pad_token_id or 0) + 1  # their positions begin after the padding id
-    return int(min(wanted, positions, tokenizer.model_max_length))
+    return int(min(wanted, encoder_positions(config) or wanted, tokenizer.model_max_length))
 
 
 def model_config(name: str) -> Any:

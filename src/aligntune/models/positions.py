@@ -25,6 +25,14 @@ class Limits:
     """Tokens beyond which the longest row of a batch changes the rotary frequencies of all (dynamic scaling, LongRoPE)."""
 
 
+def encoder_positions(config: Any) -> int | None:
+    """Tokens that the table of positions in an encoder's config is for; None: it has none."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions and getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
+        positions -= (config.pad_token_id or 0) + 1  # their positions begin after the padding id
+    return positions or None
+
+
 def check_positions(causal: Any, tokens: int) -> None:
     """Before a pass whose longest row has so many tokens. ModelError if that is more than the model has positions for; a warning,
     once, if rows that are read together change each other's numbers."""

@@ -135,10 +135,9 @@ def _label_index(config: Any, outputs: int, label: int | str | None) -> int:
 
 
 def _longest(config: Any, tokenizer: Any) -> int:
-    positions = getattr(config, "max_position_embeddings", None) or 1 << 20
-    if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
-        positions -= (config.pad_token_id or 0) + 1  # their positions begin after the padding id
-    return int(min(positions, tokenizer.model_max_length))
+    from aligntune.models.positions import encoder_positions
+
+    return int(min(encoder_positions(config) or 1 << 20, tokenizer.model_max_length))
 
 
 def load(
