@@ -57,7 +57,7 @@ def test_it_is_found_without_being_imported(installed: None, monkeypatch: pytest
     monkeypatch.setattr(unsloth, "has_gpu", lambda: False)
     assert "needs a CUDA GPU" in (unsloth.UnslothBackend().available() or "")
     monkeypatch.setattr(unsloth, "_requirements", lambda name: ["trl<=1.15.0", "datasets<5; extra == 'colab'"])
-    monkeypatch.setattr(unsloth, "_version", lambda name: "1.16.0")
+    monkeypatch.setattr(unsloth, "installed", lambda name: "1.16.0")
     assert unsloth.clashes() == ["trl 1.16.0, it takes <=1.15.0"]
 
 

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from aligntune.backends.base import Run
+from aligntune.backends.versions import installed
 from aligntune.config.dump import unimportable
 from aligntune.config.enums import AlgorithmType as A
 from aligntune.config.enums import PrecisionType
@@ -68,7 +69,7 @@ def clashes() -> list[str]:
             wanted = Requirement(line)
             applies = wanted.marker is None or wanted.marker.evaluate({"extra": "huggingface"})
             if wanted.name in CAPPED and applies:
-                have = _version(wanted.name)
+                have = installed(wanted.name)
                 if have is None or not wanted.specifier.contains(have, prereleases=True):
                     found.append(f"{wanted.name} {have or 'missing'}, it takes {wanted.specifier}")
     return list(dict.fromkeys(found))
@@ -79,13 +80,6 @@ def _requirements(package: str) -> list[str]:
         return metadata.requires(package) or []
     except metadata.PackageNotFoundError:
         return []
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package).partition("+")[0]
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def has_gpu() -> bool:

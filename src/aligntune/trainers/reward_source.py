@@ -45,9 +45,6 @@ def reward_model_of(config: Any) -> RewardModel | None:
     )
 
 
-resolve_reward_model = reward_model_of
-
-
 def trained_folder(training: RewardModelTrainingConfig, *, start: str | None, trust_remote_code: bool = False) -> Path:
     """Train (or find again) the model of `training`; `start`: a pretrained reward model to begin with, in place of its base."""
     from aligntune.trainers.reward_model import train_on_texts
