@@ -10,6 +10,7 @@ import typer
 from aligntune.cli.overrides import TAKES_OVERRIDES, ConfigFile, split
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from aligntune.planning.plan import Plan
@@ -115,18 +116,15 @@ def _disk(plan: Plan) -> str:
     return f", {every} kept: {steps.kept * steps.checkpoint_bytes / 2**30:.1f} GiB of disk"
 
 
-def _verdict(plan: Plan, console: object) -> None:
-    from rich.console import Console
-
-    assert isinstance(console, Console)
+def _verdict(plan: Plan, console: Console) -> None:
     if plan.card is None:
         console.print("no GPU is visible: --gpu-memory GIB says whether it fits one")
         return
     if plan.fits:
-        console.print(f"fits: needs {_gib(plan.needs).strip()} of {plan.card / 2**30:.1f} GiB", style="green")
+        console.print(f"fits: needs {_gib(plan.needs)} of {plan.card / 2**30:.1f} GiB", style="green")
         return
     assert plan.advice is not None
-    console.print(f"does not fit: needs {_gib(plan.needs).strip()} of {plan.card / 2**30:.1f} GiB", style="red")
+    console.print(f"does not fit: needs {_gib(plan.needs)} of {plan.card / 2**30:.1f} GiB", style="red")
     for change in plan.advice.changes:
         console.print(
             f"  saves {change.saves / 2**30:6.2f} GiB  {' '.join(map(_quoted, change.overrides))}   ({change.cost})"
@@ -136,7 +134,7 @@ def _verdict(plan: Plan, console: object) -> None:
         if plan.advice.fits
         else "still does not fit: take a smaller model, a larger GPU, or several (launch.strategy: fsdp2)"
     )
-    console.print(f"with these it needs {_gib(plan.advice.peak).strip()} GiB: {end}")
+    console.print(f"with these it needs {_gib(plan.advice.peak)} GiB: {end}")
 
 
 def _quoted(override: str) -> str:

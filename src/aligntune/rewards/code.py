@@ -273,10 +273,10 @@ def code_runs(
 
 
 def _has_code(tree: ast.Module | None) -> bool:
-    return tree is not None and any(not _is_filler(node) for node in tree.body)
+    return tree is not None and any(not is_filler(node) for node in tree.body)
 
 
-def _is_filler(node: ast.stmt) -> bool:
+def is_filler(node: ast.stmt) -> bool:
     """`pass`, `...` and strings that stand alone."""
     return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from .base import adversarial, bad, good, reward
-from .code import _is_filler, extract_code, parse
+from .code import extract_code, is_filler, parse
 
 CLEAN = '''
 def mean(values):
@@ -95,7 +95,7 @@ def code_style(completion: str) -> float:
     """
     code = extract_code(completion)
     tree = parse(code)
-    if tree is None or all(_is_filler(node) for node in tree.body):
+    if tree is None or all(is_filler(node) for node in tree.body):
         return 0.0
     return sum(not fault(tree, code) for fault in FAULTS.values()) / len(FAULTS)
 
@@ -106,7 +106,7 @@ _PLACEHOLDER = re.compile(
 
 
 def _is_stub(node: Definition) -> bool:
-    body = [part for part in node.body if not _is_filler(part)]
+    body = [part for part in node.body if not is_filler(part)]
     raises = [part for part in body if isinstance(part, ast.Raise) and "NotImplementedError" in ast.dump(part)]
     return len(body) == len(raises)
 
@@ -130,7 +130,7 @@ def code_completeness(completion: str) -> float:
         return 0.0
     functions = _functions(tree)
     if not functions:
-        return float(any(not _is_filler(node) for node in tree.body))
+        return float(any(not is_filler(node) for node in tree.body))
     return sum(not _is_stub(node) for node in functions) / len(functions)
 
 
