@@ -1,4 +1,4 @@
-"""From what was written to entries under canonical names: sections, bare names, synonyms.
+"""What was meant by the names that were written? Sections, bare names and synonyms become entries under canonical names.
 
 Each source (file, arguments, overrides) is one layer. Two synonyms of one layer that disagree are a problem.
 """

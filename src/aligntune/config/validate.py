@@ -1,4 +1,4 @@
-"""From a tree of values to checked sections, with errors in a user's words."""
+"""Are these values right? A tree of values becomes checked sections, with errors in a user's words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A saved classifier on labelled texts or tagged words."""
+"""How good is a saved classifier on labelled texts or tagged words?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A saved language model on rows with text, answers or preference pairs; a reward model on pairs."""
+"""How good is a saved language model on rows with text, answers or preference pairs, and a reward model on pairs?"""
 
 from __future__ import annotations
 

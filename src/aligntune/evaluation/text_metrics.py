@@ -1,4 +1,4 @@
-"""The built-in metrics of answers, one function each: what `compute_*` switches on."""
+"""Which metrics of answers are built in? One function each: what `compute_*` switches on."""
 
 from __future__ import annotations
 

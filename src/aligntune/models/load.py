@@ -1,4 +1,4 @@
-"""Loading a model for training: weights, precision, quantisation, attention kernel, LoRA."""
+"""How is a model loaded for training? Weights, precision, quantisation, attention kernel, LoRA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA adapters (arXiv 2106.09685) by PEFT."""
+"""Which modules get a LoRA adapter (arXiv 2106.09685), and how does PEFT lay it around the model?"""
 
 from __future__ import annotations
 

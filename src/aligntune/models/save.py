@@ -1,4 +1,4 @@
-"""Writing a model so that it can be used: weights or adapter, tokenizer, chat template, generation config, card."""
+"""What is written of a model so that it can be used? Weights or adapter, tokenizer, chat template, generation config, card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Using what was trained: loading a run's model for answers, and writing it as full weights."""
+"""How is used what was trained? A run's model is loaded for answers, or written as full weights."""
 
 from __future__ import annotations
 

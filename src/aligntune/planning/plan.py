@@ -1,4 +1,4 @@
-"""The plan of a run: memory, steps, and whether it fits the card; as an object, a dict, or text."""
+"""What will a run need, and does it fit the card? Memory and steps, as an object or a dict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a resolved run to the numbers of the memory model: what is loaded, how long rows may be, which backend's kernels run.
+"""What does the memory model see of a resolved run? What is loaded, how long rows may be, which backend's kernels run.
 
 Rows are taken at their cap (`max_seq_length`, `max_length`, prompt and completion budgets), which is what a run must survive.
 """

@@ -1,4 +1,4 @@
-"""From our settings to transformers' `TrainingArguments`: the one place where the names change."""
+"""What are our settings called in transformers' `TrainingArguments`? The one place where the names change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The value model of PPO: a linear head on the policy's own hidden states, or on a model of its own."""
+"""What is PPO's value model? A linear head on the policy's own hidden states, or on a model of its own."""
 
 from __future__ import annotations
 

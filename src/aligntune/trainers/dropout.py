@@ -1,4 +1,4 @@
-"""Turning dropout off, so that the log-probabilities of two passes compare."""
+"""How is dropout turned off, so that the log-probabilities of two passes compare?"""
 
 from __future__ import annotations
 

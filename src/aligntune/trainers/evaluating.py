@@ -1,4 +1,4 @@
-"""Evaluation of a language model inside a `transformers.Trainer`: exact loss, perplexity, and metrics of answers."""
+"""How does a `transformers.Trainer` evaluate a language model? Exact loss, perplexity, and metrics of answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rollout engine that always speaks for the policy as it is now."""
+"""Which rollout engine always speaks for the policy as it is now?"""
 
 from __future__ import annotations
 

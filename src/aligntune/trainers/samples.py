@@ -1,4 +1,4 @@
-"""Sample logging: what the policy says to chosen prompts, while it trains."""
+"""What does the policy say to chosen prompts, while it trains?"""
 
 from __future__ import annotations
 
