@@ -29,7 +29,7 @@ docs: $(VENV)/ready                ## The documentation site, into site/
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install $(PIP) -c constraints.txt -e '.[dev,eval,rewards,tensorboard]'
+	$(VENV)/bin/pip install $(PIP) -c constraints.txt -e '.[dev,eval,rewards,tensorboard,quant]'
 	touch $@
 
 $(LOW)/ready: pyproject.toml constraints-low.txt

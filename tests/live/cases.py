@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from aligntune.api import session_class
 from aligntune.backends.select import choose
 from aligntune.config.resolve import resolve
+from aligntune.errors import MissingExtra
 
 Observe = Callable[[Any], Any]
 
@@ -26,6 +29,18 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.path}={self.value!r:.40}"
+
+
+def four_bits(model_of: Callable[[Any], Any]) -> Observe:
+    """Whether the weights of a model of the session are packed in 4 bits; without bitsandbytes the error that names it."""
+
+    def look(s: Any) -> Any:
+        try:
+            return any(weight.dtype == torch.uint8 for weight in model_of(s).parameters())
+        except MissingExtra as error:
+            return str(error)
+
+    return look
 
 
 def session(common: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from aligntune.config.enums import AlgorithmType
 from aligntune.config.run import RLRunConfig
 from aligntune.errors import AlignTuneError
 from aligntune.models.load import loading_arguments
-from live.cases import Case, Observe, observed, session
+from live.cases import Case, Observe, four_bits, observed, session
 from live.compiled import kept
 
 pytestmark = pytest.mark.usefixtures("short_answers")
@@ -212,7 +212,7 @@ CASES: list[Case] = [
     Case("model.name_or_path", Here("other"), lambda s: float(next(s.model.parameters()).detach().sum())),
     Case("model.sft_path", Here("other"), lambda s: float(next(s.model.parameters()).detach().sum())),
     Case("model.precision", "fp16", lambda s: str(s.config.model.precision), against="fp32"),
-    Case("model.quantization", {"load_in_4bit": True}, outcome),
+    Case("model.quantization", {"load_in_4bit": True}, four_bits(lambda s: s.model)),
     Case("model.compile", True, kept),
     Case("model.selective_checkpointing", "half", kept, base={"model.lora_dropout": 0.0}),
     Case("model.attn_implementation", "eager", lambda s: s.model.config._attn_implementation),

@@ -17,7 +17,7 @@ from aligntune.config.enums import AlgorithmType
 from aligntune.config.run import RLRunConfig
 from aligntune.errors import AlignTuneError
 from aligntune.models.load import loading_arguments
-from live.cases import Case, Observe, observed, session
+from live.cases import Case, Observe, four_bits, observed, session
 from live.compiled import kept
 
 ROOT: dict[str, Path] = {}
@@ -234,7 +234,7 @@ CASES: list[Case] = [
     Case("model.reward_model_name", Here("reward"), lambda s: s.rewards.names),
     Case("model.reward_model_source", {"source_type": "pretrained_local", "model_path": Here("reward")}, lambda s: s.rewards.names),
     Case("model.precision", "fp16", lambda s: str(s.config.model.precision), against="fp32"),
-    Case("model.quantization", {"load_in_4bit": True}, outcome),
+    Case("model.quantization", {"load_in_4bit": True}, four_bits(lambda s: s.model)),
     Case("model.compile", True, kept),
     Case("model.selective_checkpointing", "half", kept, base={"model.lora_dropout": 0.0}),
     Case("model.attn_implementation", "eager", lambda s: s.model.config._attn_implementation),
@@ -246,7 +246,7 @@ CASES: list[Case] = [
     Case("model.reward_value_model", Here("other"), lambda s: s.build_trainer().critic.trunk is None, base=PPO),
     Case("model.reward_value_loading_type", "unsloth", outcome, base=REWARD),
     Case("model.reward_model_quantization", {"load_in_4bit": True}, outcome, base=REWARD),
-    Case("model.value_model_quantization", {"load_in_4bit": True}, outcome, base=PPO | {"model.reward_value_model": Here("other")}),
+    Case("model.value_model_quantization", {"load_in_4bit": True}, four_bits(lambda s: s.build_trainer().critic), base=PPO | {"model.reward_value_model": Here("other")}),
     Case("model.use_peft", False, lambda s: hasattr(s.model, "peft_config")),
     Case("model.lora_r", 4, lora("r")),
     Case("model.lora_alpha", 4, lora("lora_alpha")),

@@ -15,7 +15,7 @@ from aligntune.config import sft
 from aligntune.config.run import RunConfig
 from aligntune.errors import AlignTuneError
 from aligntune.models.load import loading_arguments
-from live.cases import Case, Observe, observed, session
+from live.cases import Case, Observe, four_bits, observed, session
 from live.compiled import kept
 
 pytestmark = pytest.mark.usefixtures("short_answers")
@@ -168,7 +168,7 @@ CASES: list[Case] = [
     # model
     Case("model.name_or_path", Here("other"), lambda s: float(next(s.model.parameters()).detach().sum())),
     Case("model.precision", "fp16", lambda s: s.config.train.fp16, against="fp32"),
-    Case("model.quantization", {"load_in_4bit": True}, refusal, base=LORA),
+    Case("model.quantization", {"load_in_4bit": True}, four_bits(lambda s: s.model), base=LORA),
     Case("model.compile", True, kept),
     Case("model.selective_checkpointing", "half", kept),
     Case("model.attn_implementation", "eager", lambda s: s.model.config._attn_implementation),

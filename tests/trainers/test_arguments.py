@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ def test_unknown_words(tmp_path: Path) -> None:
         made(tmp_path, lr_scheduler="cosin")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_32bit", "lion_8bit", "adamw_bnb_8bit"])
-def test_an_optimiser_of_bitsandbytes_needs_it(tmp_path: Path, name: str) -> None:
+def test_an_optimiser_of_bitsandbytes_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MissingExtra, match="bitsandbytes"):
         made(tmp_path, optimizer=name)

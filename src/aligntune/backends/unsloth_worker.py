@@ -96,7 +96,7 @@ class UnslothTraining:
         """The patched TRL trainer, its arguments compared with those that were asked for."""
         from aligntune.backends.trl import TRLBackend
 
-        trainer = TRLBackend().build_trainer(session, callbacks)
+        trainer = TRLBackend().trainer(session, callbacks)
         for sentence in changed_arguments(trainer.args):
             session.recorder.note(sentence)
         return trainer

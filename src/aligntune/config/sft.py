@@ -40,7 +40,7 @@ class ModelConfig(Section):
     """Number format: `bf16`, `fp16` (with a gradient scaler), `fp32`, `auto` (bf16 where it is fast, else fp32). A bf16
     that the device cannot do fast falls to fp32 with one log line."""
     quantization: Settings = {}
-    """Fields of transformers' `BitsAndBytesConfig`, e.g. `{load_in_4bit: true}`. Needs a GPU, the extra `quant`, and LoRA."""
+    """Fields of transformers' `BitsAndBytesConfig`, e.g. `{load_in_4bit: true}`. Needs the extra `quant`, and LoRA."""
     attn_implementation: Attention = "auto"
     """Attention kernel. `auto`: flash-attention if installed, else torch's varlen kernel (CUDA, sm80+), else sdpa."""
     gradient_checkpointing: bool = True

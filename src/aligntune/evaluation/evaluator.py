@@ -6,14 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aligntune.errors import DataError
 from aligntune.evaluation.answers import EvaluationRow, Prompt, TextGenerator, choose
 from aligntune.evaluation.registry import Metric, compute
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def loading_arguments(
     if config.quantization:
         four_bit = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": precision.compute}
         settings = (four_bit if config.quantization.get("load_in_4bit") else {}) | config.quantization
-        kwargs["quantization_config"] = quantization_config(settings, "model.quantization", device().type)
+        kwargs["quantization_config"] = quantization_config(settings, "model.quantization")
         kwargs["device_map"] = {"": device()}
     if config.device_map not in (None, "auto"):
         kwargs["device_map"] = _known_devices(config.device_map)
@@ -254,17 +254,15 @@ def _config_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def quantization_config(settings: dict[str, Any], name: str, on: str) -> BitsAndBytesConfig:
-    """`settings`, given as `name`, for a model on a device of type `on`.
+def quantization_config(settings: dict[str, Any], name: str) -> BitsAndBytesConfig:
+    """`settings`, given as `name`.
 
-    Raises `ConfigError` for a field that is none (transformers takes it and does nothing), on the CPU, and for bad values.
+    Raises `ConfigError` for a field that is none (transformers takes it and does nothing), and for bad values.
     """
     known = BitsAndBytesConfig().to_dict()
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise ConfigError(f"{name}.{unknown[0]} is not a field of BitsAndBytesConfig ({', '.join(sorted(known))})")
-    if on == "cpu":
-        raise ConfigError(f"{name}: needs a GPU; leave it out on the CPU")
     require("bitsandbytes", extra="quant", why=name)
     try:
         return BitsAndBytesConfig(**settings)

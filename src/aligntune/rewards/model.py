@@ -167,7 +167,7 @@ def load(
     target = _device(device)
     kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if quantization:
-        made = quantization_config(quantization, "reward model: quantization", target)
+        made = quantization_config(quantization, "reward model: quantization")
         kwargs |= {"quantization_config": made, "device_map": {"": target}}
     if base is not None:
         kwargs["num_labels"] = 1

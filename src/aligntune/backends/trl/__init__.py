@@ -50,6 +50,16 @@ class TRLBackend:
         return model
 
     def build_trainer(self, session: Any, callbacks: Sequence[Any]) -> Any:
+        # TRL rounds the adapters of a quantised model to bfloat16, in which small updates are lost.
+        whole = [(weight, weight.data) for weight in session.model.parameters() if weight.requires_grad]
+        trainer = self.trainer(session, callbacks)
+        for weight, data in whole:
+            if weight.dtype != data.dtype:
+                weight.data = data.to(weight.device)
+        return trainer
+
+    def trainer(self, session: Any, callbacks: Sequence[Any]) -> Any:
+        """TRL's trainer of a session, as TRL makes it."""
         if session.config.algorithm is AlgorithmType.SFT:
             from aligntune.backends.trl.sft import sft_trainer
 
