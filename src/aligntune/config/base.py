@@ -23,6 +23,8 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
+from aligntune.config.words import plain_word
+
 
 class Section(BaseModel):
     """One table of the parameter reference."""
@@ -34,11 +36,6 @@ class Section(BaseModel):
     def is_set(self, name: str) -> bool:
         """Whether the user gave `name` a value (set is different from default)."""
         return name in self.model_fields_set
-
-
-def plain_word(value: str) -> str:
-    """The form in which words are compared: lower case, '_' for '-' and blanks."""
-    return value.strip().lower().replace("-", "_").replace(" ", "_")
 
 
 @dataclass(frozen=True)

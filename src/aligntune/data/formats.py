@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from aligntune.config.base import plain_word
+from aligntune.config.words import plain_word
 from aligntune.data.examples import Example
 from aligntune.errors import ConfigError
 

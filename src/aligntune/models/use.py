@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from aligntune.config.base import plain_word
+from aligntune.config.words import plain_word
 from aligntune.errors import ConfigError, ModelError
 from aligntune.models.files import adapter_base, explain_missing, is_model_folder, model_folder
 from aligntune.models.heads import saved_head

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from aligntune.config.base import plain_word
+from aligntune.config.words import plain_word
 from aligntune.errors import RewardError
 
 from .samples import Text

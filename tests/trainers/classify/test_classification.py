@@ -172,7 +172,12 @@ def test_settings_that_cannot_act_are_refused(root: Path, tmp_path: Path, settin
         ("text_classification", [{"text": "a", "label": "x"}] * 3, {}, "one class only"),
         ("text_classification", [{"text": "a", "label": at} for at in (0, 1, 7)], {"num_labels": 3}, "outside"),
         ("text_classification", [{"text": "a", "label": None}, {"text": "b", "label": "x"}], {}, "label"),
-        ("token_classification", [{"tokens": ["a", "b"], "ner_tags": ["O"]}], {}, "2 tokens but 1 tags"),
+        (
+            "token_classification",
+            [{"tokens": ["a", "b"], "ner_tags": ["O"]}, {"tokens": ["a"], "ner_tags": ["B-X"]}],
+            {},
+            "2 tokens but 1 tags",
+        ),
         ("token_classification", [{"words": ["a"], "ner_tags": ["O"]}], {}, "columns"),
     ],
 )
