@@ -6,6 +6,7 @@ Ours, through the same config that a user writes (packed rows of 2048, batch 8, 
     split      mlp, AdamW on split bfloat16 weights with float32 moments
     split16    mlp, moments in bfloat16
     lora       rank 16 on all projections
+    lora-mlp   the same, mlp
     plain      float32 masters under autocast, layers not compiled (the default of a shorter run)
     budget     native, in passes of at most 8,192 tokens
     gc         plain, whole layers recomputed
@@ -42,20 +43,14 @@ WINDOW = 10
 LENGTH, BATCH, RATE = 2048, 8, 1e-5
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SMALL = {"selective_checkpointing": "mlp"}
+LORA = {"peft_enabled": True, "lora_rank": 16, "lora_dropout": 0.0, "target_modules": TARGETS}
 OURS: dict[str, dict[str, Any]] = {
     "native": {"model": {"compile": True}},
     "mlp": {"model": SMALL},
     "split": {"model": SMALL, "train": {"optimizer": "adamw_split"}},
     "split16": {"model": SMALL, "train": {"optimizer": "adamw_split_bf16"}},
-    "lora": {
-        "model": {
-            "compile": True,
-            "peft_enabled": True,
-            "lora_rank": 16,
-            "lora_dropout": 0.0,
-            "target_modules": TARGETS,
-        }
-    },
+    "lora": {"model": LORA | {"compile": True}},
+    "lora-mlp": {"model": LORA | SMALL},
     "plain": {"model": {"compile": False}},
     "budget": {"model": {"compile": True}, "train": {"micro_batch_tokens": 8192}},
     "gc": {"model": {"compile": False, "gradient_checkpointing": True}},
