@@ -22,19 +22,19 @@ from torch import Tensor
 
 from aligntune import algorithms
 from aligntune.algorithms import RolloutBatch, ScoredRollouts
-from aligntune.config.algorithms import DAPOConfig, DrGRPOConfig, GRPOConfig, GSPOConfig, PPOConfig
+from aligntune.config.resolve import resolve
 
 ACTIONS, SAMPLES, BETA = 10, 1000, 0.5
 UNDIVIDED = {"kl_coef": BETA, "scale_rewards": "none"}
 """Dividing rewards by their deviation is another problem: that of beta times the deviation."""
-RUNS: list[tuple[str, str, Any, float]] = [
-    ("ppo", "KL in the reward", PPOConfig(kl_coef=BETA), 0.5),
-    ("grpo", "k2", GRPOConfig(kl_estimator="k2", **UNDIVIDED), 6.0),
-    ("dapo", "k2", DAPOConfig(kl_estimator="k2", **UNDIVIDED), 6.0),
-    ("dr_grpo", "k2", DrGRPOConfig(kl_estimator="k2", kl_coef=BETA), 6.0),
-    ("gspo", "k2", GSPOConfig(kl_estimator="k2", **UNDIVIDED), 6.0),
-    ("grpo", "k3 (the default)", GRPOConfig(**UNDIVIDED), 3.0),
-    ("dr_grpo", "k3 (the default)", DrGRPOConfig(kl_coef=BETA), 3.0),
+RUNS: list[tuple[str, str, dict[str, Any], float]] = [
+    ("ppo", "KL in the reward", {"kl_coef": BETA}, 0.5),
+    ("grpo", "k2", {"kl_estimator": "k2", **UNDIVIDED}, 6.0),
+    ("dapo", "k2", {"kl_estimator": "k2", **UNDIVIDED}, 6.0),
+    ("dr_grpo", "k2", {"kl_estimator": "k2", "kl_coef": BETA}, 6.0),
+    ("gspo", "k2", {"kl_estimator": "k2", **UNDIVIDED}, 6.0),
+    ("grpo", "k3 (the default)", UNDIVIDED, 3.0),
+    ("dr_grpo", "k3 (the default)", {"kl_coef": BETA}, 3.0),
 ]
 """Algorithm, KL estimator, settings, first step size."""
 
@@ -56,7 +56,8 @@ def main() -> None:
 
     starts = [kl(reference.log(), optimum) for (reference, _), optimum in zip(problems, optima)]
     row("before training", "", "KL(pi, pi*)", starts)
-    for name, term, config, rate in RUNS:
+    for name, term, settings, rate in RUNS:
+        config = resolved(name, settings)
         found = [train(name, config, *given, steps=args.steps, rate=rate) for given in problems]
         row(f"`{name}`", term, "KL(pi, pi*)", [kl(policy, optimum) for policy, optimum in zip(found, optima)])
         if term.startswith("k3"):
@@ -65,6 +66,12 @@ def main() -> None:
     print(text)
     if args.out:
         args.out.write_text(page(text, args))
+
+
+def resolved(name: str, settings: dict[str, Any]) -> Any:
+    """The training settings as a loss gets them."""
+    run = {"model": {"name_or_path": "none"}, "dataset": {"name": "none"}, "rewards": ["length"], "train": settings}
+    return resolve(run, algorithm=name).config.train
 
 
 def problem(seed: int) -> tuple[Tensor, Tensor]:

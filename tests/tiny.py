@@ -78,3 +78,12 @@ def alpaca(count: int) -> list[dict[str, Any]]:
         {"instruction": f"say {WORDS[at % len(WORDS)]}", "input": "", "output": WORDS[at % len(WORDS)] * (1 + at % 3)}
         for at in range(count)
     ]
+
+
+def settings_of(algorithm: str, **train: Any) -> Any:
+    """The training settings of a run, resolved as a trainer and a loss get them."""
+    from aligntune.config.resolve import resolve
+
+    rewards = [] if algorithm == "dpo" else ["length"]
+    run = {"model": {"name_or_path": "tiny"}, "dataset": {"name": "rows.jsonl"}, "train": train, "rewards": rewards}
+    return resolve(run, algorithm=algorithm).config.train

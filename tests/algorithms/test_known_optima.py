@@ -14,7 +14,7 @@ import torch
 
 from aligntune import algorithms
 from aligntune.algorithms import PairBatch, RolloutBatch, ScoredRollouts, dpo
-from aligntune.config.algorithms import DPOConfig, DrGRPOConfig, GRPOConfig, NeuralMirrorConfig, PPOConfig
+from tiny import settings_of
 
 
 def tensor(values) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_two_answers(loss_type, label_smoothing, expected):
     if expected is None:  # EXO descends KL(p || q) averaged over labels: sigmoid(beta h) = softmax of the mean log q
         mean = 7 / 10 * math.log((1 - E) / E) - 3 / 10 * math.log((1 - E) / E)
         expected = mean / BETA
-    config = DPOConfig(loss_type=loss_type, label_smoothing=label_smoothing, beta=BETA)
+    config = settings_of("dpo", loss_type=loss_type, label_smoothing=label_smoothing, beta=BETA)
     ratio = fit([(0, 1)] * 7 + [(1, 0)] * 3, tensor([0.3, -0.4]), config)
     assert (ratio[0] - ratio[1]).item() == pytest.approx(expected, abs=1e-6)
 
@@ -78,14 +78,14 @@ def test_two_answers(loss_type, label_smoothing, expected):
 def test_three_answers_find_the_policy_of_the_rewards():
     """Bradley-Terry preferences of rewards log 3, log 2, 0 (odds 3:2, 3:1, 2:1): beta * log-ratio = reward + constant."""
     pairs = [(0, 1)] * 36 + [(1, 0)] * 24 + [(0, 2)] * 45 + [(2, 0)] * 15 + [(1, 2)] * 40 + [(2, 1)] * 20
-    ratio = fit(pairs, tensor([-1.0, 0.5, 0.2]), DPOConfig(beta=BETA))
+    ratio = fit(pairs, tensor([-1.0, 0.5, 0.2]), settings_of("dpo", beta=BETA))
     rewards = BETA * (ratio - ratio[2])
     assert rewards.tolist() == pytest.approx([math.log(3), math.log(2), 0], abs=1e-6)
 
 
 def test_forward_kl_dpo_solves_its_own_problem():
     """f'(u) = 1 - 1/u: beta (1/u_1 - 1/u_0) = logit p at the optimum."""
-    config = DPOConfig(beta=BETA, f_divergence_type="forward_kl")
+    config = settings_of("dpo", beta=BETA, f_divergence_type="forward_kl")
     u = fit([(0, 1)] * 7 + [(1, 0)] * 3, tensor([0.3, -0.4]), config).exp()
     assert BETA * (1 / u[1] - 1 / u[0]).item() == pytest.approx(logit(P), abs=1e-6)
 
@@ -142,9 +142,9 @@ def test_the_regularised_bandit(name, seed):
     """From the reference, KL(pi || pi*) falls to below 1e-5."""
     rewards = 2 * torch.rand(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     config, rate = {
-        "ppo": (PPOConfig(kl_coef=STRENGTH), 0.3),
-        "grpo": (GRPOConfig(kl_coef=STRENGTH, kl_estimator="k2", scale_rewards="none"), 4.0),
-        "dr_grpo": (DrGRPOConfig(kl_coef=STRENGTH, kl_estimator="k2"), 4.0),
+        "ppo": (settings_of("ppo", kl_coef=STRENGTH), 0.3),
+        "grpo": (settings_of("grpo", kl_coef=STRENGTH, kl_estimator="k2", scale_rewards="none"), 4.0),
+        "dr_grpo": (settings_of("dr_grpo", kl_coef=STRENGTH, kl_estimator="k2"), 4.0),
     }[name]
     start = kl(REF.log(), best_policy(rewards))
     found = kl(train(name, config, rewards, rate=rate), best_policy(rewards))
@@ -154,7 +154,7 @@ def test_the_regularised_bandit(name, seed):
 
 def test_several_updates_per_rollout_reach_the_same_policy():
     rewards = tensor([0.1, 0.9, 0.3, 0.7])
-    config = PPOConfig(kl_coef=STRENGTH)
+    config = settings_of("ppo", kl_coef=STRENGTH)
     assert kl(train("ppo", config, rewards, steps=100, rate=0.3, updates=4), best_policy(rewards)) < 1e-5
 
 
@@ -166,7 +166,7 @@ def test_k3_as_a_loss_solves_the_other_problem():
         middle = (low + high) / 2
         low, high = (middle, high) if (STRENGTH * REF / (middle - rewards)).sum() > 1 else (low, middle)
     expected = (STRENGTH * REF / (middle - rewards)).log()
-    found = train("grpo", GRPOConfig(kl_coef=STRENGTH, scale_rewards="none"), rewards, rate=2.0)
+    found = train("grpo", settings_of("grpo", kl_coef=STRENGTH, scale_rewards="none"), rewards, rate=2.0)
     assert kl(found, expected) < 1e-4
     assert kl(found, best_policy(rewards)) > 1e-3
 
@@ -175,7 +175,7 @@ def test_a_mirror_divergence_solves_its_own_problem():
     """D = (p - q)^2 of the sampled action: E_pi of its gradient is 2 sum_a pi(a)^2 (pi(a) - ref(a)) grad log pi(a), so that
     r(a) - 2 beta pi(a) (pi(a) - ref(a)) is the same for all actions at the end."""
     rewards = tensor([0.3, 0.7, 0.4, 0.6])
-    config = NeuralMirrorConfig(mirror_map="prob_l2", mirror_coefficient=5.0, scale_rewards="none")
+    config = settings_of("neural_mirror_grpo", mirror_map="prob_l2", mirror_coefficient=5.0, scale_rewards="none")
     pi = train("neural_mirror_grpo", config, rewards, rate=3.0).exp()
     level = rewards - 2 * 5.0 * pi * (pi - REF)
     assert pi.min() > 0.1

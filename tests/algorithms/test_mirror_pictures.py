@@ -9,8 +9,8 @@ from aligntune import algorithms
 from aligntune.algorithms import RolloutBatch
 from aligntune.algorithms.mirror_map import SIMPLE_DIVERGENCES, SIZE, MirrorMap
 from aligntune.algorithms.mirror_pictures import mirror_sections
-from aligntune.config.algorithms import NeuralMirrorConfig
 from aligntune.reporting.sections import checked
+from tiny import settings_of
 
 
 def test_curves_of_a_map_by_hand() -> None:
@@ -32,13 +32,13 @@ def test_curves_of_a_map_by_hand() -> None:
 
 def test_the_named_maps_have_a_divergence_only() -> None:
     for name, distance in SIMPLE_DIVERGENCES.items():
-        found = algorithms.get("neural_mirror_grpo").sections(NeuralMirrorConfig(mirror_map=name))
+        found = algorithms.get("neural_mirror_grpo").sections(settings_of("neural_mirror_grpo", mirror_map=name))
         assert len(found) == 1
         y = torch.tensor([found[0]["payload"]["curves"][1]["x"][0]], dtype=torch.float64)
         expected = distance(y.log(), torch.full_like(y, 0.5).log()).item()
         assert found[0]["payload"]["curves"][1]["y"][0] == pytest.approx(expected)
-    assert len(algorithms.get("neural_mirror_grpo").sections(NeuralMirrorConfig())) == 3
-    assert algorithms.get("grpo").sections(NeuralMirrorConfig()) == []
+    assert len(algorithms.get("neural_mirror_grpo").sections(settings_of("neural_mirror_grpo"))) == 3
+    assert algorithms.get("grpo").sections(settings_of("neural_mirror_grpo")) == []
 
 
 @pytest.mark.parametrize("name", ["kl", "prob_l2", "log_l2", "neural"])
@@ -53,7 +53,7 @@ def test_the_divergence_is_averaged_as_the_loss_is(name: str, loss_type: str, av
     reference = torch.full((2, 3), q.item(), dtype=torch.float64)
     zero = torch.zeros(2, dtype=torch.float64)
     batch = RolloutBatch(log_probs, log_probs.clone(), mask, zero, ref_log_probs=reference)
-    config = NeuralMirrorConfig(mirror_map=name, mirror_coefficient=3.0, loss_type=loss_type)
+    config = settings_of("neural_mirror_grpo", mirror_map=name, mirror_coefficient=3.0, loss_type=loss_type)
     one = (SIMPLE_DIVERGENCES | {"neural": MirrorMap.random(0).divergence})[name](p, q).item()
     found = algorithms.get("neural_mirror_grpo").loss(batch, config, batch.normalizers(4))
     assert found.value.item() == pytest.approx(3.0 * one * (average[0] + 3 * average[1]))

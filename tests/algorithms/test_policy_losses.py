@@ -15,23 +15,16 @@ from hypothesis import strategies as st
 from aligntune import algorithms
 from aligntune.algorithms import Normalizers, RolloutBatch, ScoredRollouts, combine_metrics, dapo, gspo, neural_mirror
 from aligntune.algorithms.mirror_map import MirrorMap
-from aligntune.config.algorithms import (
-    DAPOConfig,
-    DrGRPOConfig,
-    GRPOConfig,
-    GSPOConfig,
-    NeuralMirrorConfig,
-    PPOConfig,
-)
 from aligntune.errors import ConfigError
+from tiny import settings_of
 
 CONFIGS = {
-    "ppo": PPOConfig(),
-    "grpo": GRPOConfig(grpo_alpha=0.05),
-    "dapo": DAPOConfig(),
-    "dr_grpo": DrGRPOConfig(),
-    "gspo": GSPOConfig(gspo_gamma=0.02, gspo_delta=0.03),
-    "neural_mirror_grpo": NeuralMirrorConfig(mirror_coefficient=0.5, kl_coef=0.1),
+    "ppo": settings_of("ppo"),
+    "grpo": settings_of("grpo", grpo_alpha=0.05),
+    "dapo": settings_of("dapo"),
+    "dr_grpo": settings_of("dr_grpo"),
+    "gspo": settings_of("gspo", gspo_gamma=0.02, gspo_delta=0.03),
+    "neural_mirror_grpo": settings_of("neural_mirror_grpo", mirror_coefficient=0.5, kl_coef=0.1),
 }
 LIMIT = 8
 
@@ -79,7 +72,7 @@ def test_grpo_by_hand():
         ref_log_probs=log_probs - 0.5,
     )
     k3 = math.exp(-0.5) - 0.5
-    result = loss_of("grpo", batch, config=GRPOConfig(kl_coef=0.1))
+    result = loss_of("grpo", batch, config=settings_of("grpo", kl_coef=0.1))
     assert result.value.item() == pytest.approx(-(2 + (1.2 + 0.5) / 2) / 2 + 0.1 * k3)
     metrics = {name: value.item() for name, value in result.metrics.items()}
     assert metrics["loss"] == pytest.approx(result.value.item())
@@ -106,23 +99,27 @@ def test_loss_type_chooses_the_average():
     log_probs = torch.full((2, 3), -1.0, dtype=torch.float64)
     batch = RolloutBatch(log_probs, log_probs.clone(), tensor([[1, 0, 0], [1, 1, 1]]), tensor([1.0, -1.0]))
     for loss_type, expected in (("grpo", 0.0), ("dapo", 0.5), ("dr_grpo", 0.25)):
-        config = GRPOConfig(kl_coef=0.0, loss_type=loss_type)
+        config = settings_of("grpo", kl_coef=0.0, loss_type=loss_type)
         assert loss_of("grpo", batch, batch.normalizers(4), config).value.item() == pytest.approx(expected, abs=1e-15)
 
 
 def test_dapo_clips_higher():
     """w = 1.25, A = 1: clipped at 1.2 by GRPO, not at 1.28 by DAPO, whose upper side `cliprange_high` can move."""
-    assert loss_of("grpo", single([1.25], 1.0), config=GRPOConfig(kl_coef=0.0)).value.item() == pytest.approx(-1.2)
-    assert loss_of("dapo", single([1.25], 1.0), config=DAPOConfig(kl_coef=0.0)).value.item() == pytest.approx(-1.25)
-    config = DAPOConfig(kl_coef=0.0, cliprange_high=0.1)
+    assert loss_of("grpo", single([1.25], 1.0), config=settings_of("grpo", kl_coef=0.0)).value.item() == pytest.approx(
+        -1.2
+    )
+    assert loss_of("dapo", single([1.25], 1.0), config=settings_of("dapo", kl_coef=0.0)).value.item() == pytest.approx(
+        -1.25
+    )
+    config = settings_of("dapo", kl_coef=0.0, cliprange_high=0.1)
     assert loss_of("dapo", single([1.25], 1.0), config=config).value.item() == pytest.approx(-1.1)
-    config = GRPOConfig(kl_coef=0.0, cliprange_high=0.24)
+    config = settings_of("grpo", kl_coef=0.0, cliprange_high=0.24)
     assert loss_of("grpo", single([1.25], 1.0), config=config).value.item() == pytest.approx(-1.24)
 
 
 def test_gspo_golden():
     """Ratios 1.2, 1.0, 0.9: geometric mean 1.0259856. Clip 3e-4 / 4e-4."""
-    config = GSPOConfig(kl_coef=0.0, gspo_gamma=3e-4, gspo_delta=4e-4)
+    config = settings_of("gspo", kl_coef=0.0, gspo_gamma=3e-4, gspo_delta=4e-4)
     s = (1.2 * 1.0 * 0.9) ** (1 / 3)
     assert s == pytest.approx(1.0259856, abs=5e-8)
 
@@ -141,10 +138,10 @@ def test_gspo_golden():
 
 
 def test_gspo_clip_range_falls_back_to_cliprange():
-    assert gspo.sequence_clip(GSPOConfig(cliprange=0.3)) == (0.3, 0.3)
-    assert gspo.sequence_clip(GSPOConfig(cliprange=0.3, cliprange_high=0.4)) == (0.3, 0.4)
-    assert gspo.sequence_clip(GSPOConfig(cliprange=0.3, gspo_gamma=3e-4)) == (3e-4, 0.3)
-    assert gspo.sequence_clip(GSPOConfig(cliprange=0.3, gspo_delta=4e-4)) == (0.3, 4e-4)
+    assert gspo.sequence_clip(settings_of("gspo", cliprange=0.3)) == (0.3, 0.3)
+    assert gspo.sequence_clip(settings_of("gspo", cliprange=0.3, cliprange_high=0.4)) == (0.3, 0.4)
+    assert gspo.sequence_clip(settings_of("gspo", cliprange=0.3, gspo_gamma=3e-4)) == (3e-4, 0.3)
+    assert gspo.sequence_clip(settings_of("gspo", cliprange=0.3, gspo_delta=4e-4)) == (0.3, 4e-4)
 
 
 def test_ppo_by_hand():
@@ -158,19 +155,19 @@ def test_ppo_by_hand():
 
 def test_entropy_bonus_only_when_given():
     batch = single([1.0, 1.0], 0.0, entropy=tensor([[0.5, 1.5]]).requires_grad_())
-    assert loss_of("grpo", batch, config=GRPOConfig(kl_coef=0.0)).value.item() == 0
-    result = loss_of("grpo", batch, config=GRPOConfig(kl_coef=0.0, grpo_alpha=0.1))
+    assert loss_of("grpo", batch, config=settings_of("grpo", kl_coef=0.0)).value.item() == 0
+    result = loss_of("grpo", batch, config=settings_of("grpo", kl_coef=0.0, grpo_alpha=0.1))
     assert result.value.item() == pytest.approx(-0.1 * 1.0)
     assert torch.autograd.grad(result.value, batch.entropy)[0].tolist() == [[-0.05, -0.05]]
     with pytest.raises(ValueError, match="entropy"):
-        loss_of("grpo", single([1.0], 0.0), config=GRPOConfig(kl_coef=0.0, grpo_alpha=0.1))
+        loss_of("grpo", single([1.0], 0.0), config=settings_of("grpo", kl_coef=0.0, grpo_alpha=0.1))
 
 
 @pytest.mark.parametrize(("estimator", "expected"), [(None, math.exp(-0.5) - 0.5), ("k1", 0.5), ("k2", 0.125)])
 def test_kl_estimator_of_the_loss(estimator, expected):
     batch = single([1.0], 0.0)
     batch.ref_log_probs = batch.log_probs.detach() - 0.5
-    config = GRPOConfig(kl_coef=2.0, **({"kl_estimator": estimator} if estimator else {}))
+    config = settings_of("grpo", kl_coef=2.0, **({"kl_estimator": estimator} if estimator else {}))
     assert loss_of("grpo", batch, config=config).value.item() == pytest.approx(2 * expected)
 
 
@@ -179,11 +176,11 @@ def test_mirror_term_by_hand():
     log_p = tensor([[math.log(0.6)]])
     batch = RolloutBatch(log_p, log_p.clone(), torch.ones(1, 1), tensor([0.0]), ref_log_probs=tensor([[math.log(0.5)]]))
     for name, expected in (("prob_l2", 0.01), ("log_l2", 0.0332412), ("kl", 0.6 * math.log(1.2) - 0.1)):
-        config = NeuralMirrorConfig(mirror_map=name, mirror_coefficient=3.0)
+        config = settings_of("neural_mirror_grpo", mirror_map=name, mirror_coefficient=3.0)
         result = loss_of("neural_mirror_grpo", batch, config=config)
         assert result.value.item() == pytest.approx(3 * expected, abs=2e-7)
         assert result.metrics["mirror_divergence"].item() == pytest.approx(expected, abs=1e-7)
-    config = NeuralMirrorConfig(mirror_coefficient=3.0, kl_coef=2.0, mirror_map="prob_l2")
+    config = settings_of("neural_mirror_grpo", mirror_coefficient=3.0, kl_coef=2.0, mirror_map="prob_l2")
     k3 = 0.5 / 0.6 - 1 + math.log(0.6 / 0.5)
     assert loss_of("neural_mirror_grpo", batch, config=config).value.item() == pytest.approx(0.03 + 2 * k3)
 
@@ -191,12 +188,12 @@ def test_mirror_term_by_hand():
 def test_the_mirror_map_comes_from_seed_or_file_or_memory(tmp_path):
     batch = single([1.0], 0.0)
     batch.ref_log_probs = batch.log_probs.detach() - 0.5
-    config = NeuralMirrorConfig(mirror_coefficient=1.0, mirror_seed=3)
+    config = settings_of("neural_mirror_grpo", mirror_coefficient=1.0, mirror_seed=3)
     expected = MirrorMap.random(3).divergence(batch.log_probs, batch.ref_log_probs).item()
     assert loss_of("neural_mirror_grpo", batch, config=config).value.item() == pytest.approx(expected)
     MirrorMap.random(4).save(tmp_path / "map.json")
     other = MirrorMap.random(4).divergence(batch.log_probs, batch.ref_log_probs).item()
-    from_file = NeuralMirrorConfig(mirror_coefficient=1.0, mirror_path=str(tmp_path / "map.json"))
+    from_file = settings_of("neural_mirror_grpo", mirror_coefficient=1.0, mirror_path=str(tmp_path / "map.json"))
     assert loss_of("neural_mirror_grpo", batch, config=from_file).value.item() == pytest.approx(other)
     in_memory = neural_mirror.loss(batch, config, batch.normalizers(), distance=MirrorMap.random(4).divergence)
     assert in_memory.value.item() == pytest.approx(other)
@@ -297,8 +294,8 @@ def test_the_first_update_is_on_policy(name, rollouts):
 @given(st.floats(-1, 1), st.floats(-2, 2))
 def test_gspo_of_one_token_is_grpo(log_ratio, advantage):
     batches = [single([math.exp(log_ratio)], advantage) for _ in range(2)]
-    ours = loss_of("gspo", batches[0], config=GSPOConfig(kl_coef=0.0))
-    theirs = loss_of("grpo", batches[1], config=GRPOConfig(kl_coef=0.0))
+    ours = loss_of("gspo", batches[0], config=settings_of("gspo", kl_coef=0.0))
+    theirs = loss_of("grpo", batches[1], config=settings_of("grpo", kl_coef=0.0))
     assert ours.value.item() == pytest.approx(theirs.value.item(), abs=1e-14)
     for result, batch in ((ours, batches[0]), (theirs, batches[1])):
         result.value.backward()
@@ -307,7 +304,7 @@ def test_gspo_of_one_token_is_grpo(log_ratio, advantage):
 
 
 def test_dr_grpo_gives_a_row_the_same_gradient_beside_any_other(rollouts):
-    config = DrGRPOConfig(kl_coef=0.0)
+    config = settings_of("dr_grpo", kl_coef=0.0)
     short, long = rollouts(rows=2, tokens=3, seed=1), rollouts(rows=2, tokens=3, seed=2)
     both = RolloutBatch(*(torch.cat([getattr(short, name), getattr(long, name)]) for name in
                           ("log_probs", "old_log_probs", "completion_mask", "advantages")))  # fmt: skip
@@ -320,7 +317,7 @@ def test_dr_grpo_gives_a_row_the_same_gradient_beside_any_other(rollouts):
 def test_the_mismatch_of_the_sampler_is_measured():
     """log pi_old = -1; the sampler said -1.5 and -0.75: mean |d| = 0.375, k3 of the sampler against us = e^d - 1 - d."""
     batch = single([1.0, 1.0], 1.0, sampler_log_probs=tensor([[-1.5, -0.75]]))
-    metrics = loss_of("grpo", batch, config=GRPOConfig(kl_coef=0.0)).metrics
+    metrics = loss_of("grpo", batch, config=settings_of("grpo", kl_coef=0.0)).metrics
     assert metrics["sampler_mismatch"].item() == pytest.approx(0.375)
     k3 = ((math.exp(0.5) - 1 - 0.5) + (math.exp(-0.25) - 1 + 0.25)) / 2
     assert metrics["sampler_kl"].item() == pytest.approx(k3)
@@ -329,7 +326,7 @@ def test_the_mismatch_of_the_sampler_is_measured():
 def test_an_outlier_token_gives_a_finite_loss():
     batch = single([1.0], -1.0)
     batch = replace(batch, log_probs=torch.tensor([[0.0]], requires_grad=True), old_log_probs=torch.tensor([[-500.0]]))
-    result = loss_of("grpo", batch, config=GRPOConfig(kl_coef=0.0))
+    result = loss_of("grpo", batch, config=settings_of("grpo", kl_coef=0.0))
     assert result.value.item() == pytest.approx(math.exp(20), rel=1e-6)
 
 
@@ -346,7 +343,7 @@ def test_half_precision_and_wrong_shapes_are_refused():
 
 def test_a_missing_reference_is_an_error():
     with pytest.raises(ValueError, match="ref_log_probs"):
-        loss_of("grpo", single([1.0], 1.0), config=GRPOConfig())
+        loss_of("grpo", single([1.0], 1.0), config=settings_of("grpo"))
 
 
 # ---- advantages and hooks -------------------------------------------------------------------------------------------
@@ -364,13 +361,13 @@ def scored(rewards, lengths=None, **fields_) -> ScoredRollouts:
 
 def test_advantages_of_the_family():
     rollouts = scored([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
-    result = algorithms.get("grpo").compute_advantages(rollouts, GRPOConfig())
+    result = algorithms.get("grpo").compute_advantages(rollouts, settings_of("grpo"))
     assert result.advantages.tolist() == pytest.approx([0.865875, -0.865875, -0.865875, 0.865875, 0, 0, 0, 0], abs=5e-6)
     assert result.metrics["zero_variance_groups"].item() == 0.5
     assert result.metrics["group_reward_std"].item() == pytest.approx(math.sqrt(1 / 3) / 2)
-    plain = algorithms.get("dr_grpo").compute_advantages(rollouts, DrGRPOConfig())
+    plain = algorithms.get("dr_grpo").compute_advantages(rollouts, settings_of("dr_grpo"))
     assert plain.advantages.tolist() == [0.5, -0.5, -0.5, 0.5, 0, 0, 0, 0]
-    scaled = algorithms.get("dr_grpo").compute_advantages(rollouts, DrGRPOConfig(scale_rewards="group"))
+    scaled = algorithms.get("dr_grpo").compute_advantages(rollouts, settings_of("dr_grpo", scale_rewards="group"))
     torch.testing.assert_close(scaled.advantages, result.advantages)
 
 
@@ -383,11 +380,11 @@ def test_overlong_punishment_golden():
 def test_the_punishment_enters_before_the_groups_are_compared():
     """Limit 8, buffer 4: lengths 4, 6 and 8 lose 0, 1/2 and 1. Rewards become 1, 1/2, 0; their unbiased std is 1/2."""
     rollouts = scored([[1.0, 1.0, 1.0]], [[4, 6, 8]])
-    config = DAPOConfig(max_completion_length=8, overlong_buffer=4)
+    config = settings_of("dapo", max_completion_length=8, overlong_buffer=4)
     result = algorithms.get("dapo").compute_advantages(rollouts, config)
     assert result.advantages.tolist() == pytest.approx([0.5 / 0.5001, 0, -0.5 / 0.5001])
     assert result.metrics["overlong_punishment"].item() == pytest.approx(-0.5)
-    off = algorithms.get("dapo").compute_advantages(rollouts, DAPOConfig(max_completion_length=8))
+    off = algorithms.get("dapo").compute_advantages(rollouts, settings_of("dapo", max_completion_length=8))
     assert off.advantages.tolist() == [0, 0, 0]
     assert "overlong_punishment" not in off.metrics
 
@@ -395,7 +392,7 @@ def test_the_punishment_enters_before_the_groups_are_compared():
 def test_a_completion_without_a_reward_takes_no_part_in_the_punishment():
     """The others' rewards, 0 and 1, become -1/2 and 1/2; their unbiased std is 1/sqrt(2)."""
     rollouts = scored([[0.0, 1.0, math.nan]], [[6, 6, 0]])
-    config = DAPOConfig(max_completion_length=8, overlong_buffer=4)
+    config = settings_of("dapo", max_completion_length=8, overlong_buffer=4)
     result = algorithms.get("dapo").compute_advantages(rollouts, config)
     half = 0.5 / (math.sqrt(0.5) + 1e-4)
     assert result.advantages.tolist() == pytest.approx([-half, half, 0])
@@ -406,9 +403,9 @@ def test_a_completion_without_a_reward_takes_no_part_in_the_punishment():
 def test_dynamic_sampling_keeps_groups_with_a_signal():
     rewards = tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.3]])
     spec = algorithms.get("dapo")
-    assert spec.keep_groups(rewards, DAPOConfig()).tolist() == [True, False, False, True]
-    assert spec.keep_groups(rewards, DAPOConfig(dynamic_sampling=False)).all()
-    assert algorithms.get("grpo").keep_groups(rewards, GRPOConfig()).all()
+    assert spec.keep_groups(rewards, settings_of("dapo")).tolist() == [True, False, False, True]
+    assert spec.keep_groups(rewards, settings_of("dapo", dynamic_sampling=False)).all()
+    assert algorithms.get("grpo").keep_groups(rewards, settings_of("grpo")).all()
 
 
 def test_ppo_token_rewards_and_advantages_by_hand():
@@ -419,7 +416,7 @@ def test_ppo_token_rewards_and_advantages_by_hand():
         [[1.0], [2.0]], [[2], [1]], ended=torch.tensor([1, 0]), old_log_probs=log_probs, ref_log_probs=log_probs - 0.5,
         values=torch.zeros(2, 2, dtype=torch.float64),
     )  # fmt: skip
-    result = algorithms.get("ppo").compute_advantages(rollouts, PPOConfig(kl_coef=0.1, lam=1.0))
+    result = algorithms.get("ppo").compute_advantages(rollouts, settings_of("ppo", kl_coef=0.1, lam=1.0))
     assert result.returns.tolist() == [pytest.approx([0.9, 0.95]), pytest.approx([0.95, 0.0])]
     mean, deviation = 2.8 / 3, math.sqrt(((1 / 30) ** 2 + 2 * (1 / 60) ** 2) / 2)
     expected = [(0.9 - mean) / deviation, (0.95 - mean) / deviation]
@@ -433,7 +430,7 @@ def test_ppo_token_rewards_and_advantages_by_hand():
 def test_ppo_whitens_rewards_when_asked_to():
     """Token rewards [0, 1] have mean 1/2 and unbiased variance 1/2: whitened without shifting they are 1/2 -+ 1/sqrt(2)."""
     rollouts = scored([[1.0]], [[2]], values=torch.zeros(1, 2, dtype=torch.float64))
-    config = PPOConfig(kl_coef=0.0, whiten_rewards=True, lam=1.0)
+    config = settings_of("ppo", kl_coef=0.0, whiten_rewards=True, lam=1.0)
     returns = algorithms.get("ppo").compute_advantages(rollouts, config).returns
     assert returns[0].tolist() == pytest.approx([1.0, 0.5 + math.sqrt(0.5)], abs=1e-6)
 
@@ -441,17 +438,17 @@ def test_ppo_whitens_rewards_when_asked_to():
 def test_ppo_discounts_by_gamma_and_smooths_by_lambda():
     """r = [0, 1], V = [.1, .2]: A_1 = .8, A_0 = gamma * .2 - .1 + gamma * lam * .8 = .32 for gamma 1/2 and lambda .8."""
     rollouts = scored([[1.0]], [[2]], values=tensor([[0.1, 0.2]]))
-    config = PPOConfig(kl_coef=0.0, gamma=0.5, lam=0.8)
+    config = settings_of("ppo", kl_coef=0.0, gamma=0.5, lam=0.8)
     assert algorithms.get("ppo").compute_advantages(rollouts, config).returns[0].tolist() == pytest.approx([0.42, 1.0])
 
 
 def test_ppo_with_an_empty_completion_and_without_reference():
     rollouts = scored([[1.0], [5.0]], [[2], [0]], values=torch.zeros(2, 2, dtype=torch.float64))
-    result = algorithms.get("ppo").compute_advantages(rollouts, PPOConfig(kl_coef=0.0))
+    result = algorithms.get("ppo").compute_advantages(rollouts, settings_of("ppo", kl_coef=0.0))
     assert result.returns[1].tolist() == [0, 0]
     assert torch.isfinite(result.advantages).all()
     with pytest.raises(ValueError, match="ref_log_probs"):
-        algorithms.get("ppo").compute_advantages(rollouts, PPOConfig())
+        algorithms.get("ppo").compute_advantages(rollouts, settings_of("ppo"))
 
 
 def test_what_each_algorithm_needs():
@@ -459,35 +456,33 @@ def test_what_each_algorithm_needs():
     assert all(need.rewards and need.reference for need in needs.values())
     assert [name for name, need in needs.items() if need.values] == ["ppo"]
     assert [name for name, need in needs.items() if need.entropy] == ["grpo"]
-    assert not algorithms.get("grpo").needs(GRPOConfig(kl_coef=0.0)).reference
-    assert not algorithms.get("neural_mirror_grpo").needs(NeuralMirrorConfig(mirror_coefficient=0.0)).reference
-    assert algorithms.get("neural_mirror_grpo").needs(NeuralMirrorConfig()).reference
+    assert not algorithms.get("grpo").needs(settings_of("grpo", kl_coef=0.0)).reference
+    assert (
+        not algorithms.get("neural_mirror_grpo")
+        .needs(settings_of("neural_mirror_grpo", mirror_coefficient=0.0))
+        .reference
+    )
+    assert algorithms.get("neural_mirror_grpo").needs(settings_of("neural_mirror_grpo")).reference
     assert [algorithms.get(name).group_relative for name in ("ppo", "grpo")] == [False, True]
 
 
 def test_truncated_completions_carry_loss_in_ppo_unless_told():
     ppo, grpo = algorithms.get("ppo"), algorithms.get("grpo")
-    assert grpo.masks_truncated(GRPOConfig())
-    assert not grpo.masks_truncated(GRPOConfig(mask_truncated_completions=False))
-    assert not ppo.masks_truncated(PPOConfig())
-    assert ppo.masks_truncated(PPOConfig(mask_truncated_completions=True))
-
-
-def test_epochs():
-    assert algorithms.get("ppo").epochs(PPOConfig(num_ppo_epochs=None)) == 4
-    assert algorithms.get("grpo").epochs(GRPOConfig()) == 1
-    assert algorithms.get("grpo").epochs(GRPOConfig(num_ppo_epochs=3)) == 3
+    assert grpo.masks_truncated(settings_of("grpo"))
+    assert not grpo.masks_truncated(settings_of("grpo", mask_truncated_completions=False))
+    assert not ppo.masks_truncated(settings_of("ppo"))
+    assert ppo.masks_truncated(settings_of("ppo", mask_truncated_completions=True))
 
 
 @pytest.mark.parametrize(
     ("name", "config", "word"),
     [
-        ("gspo", GSPOConfig(), "3e-4"),
-        ("gspo", GSPOConfig(gspo_gamma=3e-4, gspo_delta=4e-4), None),
-        ("dr_grpo", DrGRPOConfig(scale_rewards="group"), "scale_rewards"),
-        ("dr_grpo", DrGRPOConfig(scale_rewards="none"), None),
-        ("grpo", GRPOConfig(kl_estimator="k1"), "k1"),
-        ("grpo", GRPOConfig(), None),
+        ("gspo", settings_of("gspo"), "3e-4"),
+        ("gspo", settings_of("gspo", gspo_gamma=3e-4, gspo_delta=4e-4), None),
+        ("dr_grpo", settings_of("dr_grpo", scale_rewards="group"), "scale_rewards"),
+        ("dr_grpo", settings_of("dr_grpo", scale_rewards="none"), None),
+        ("grpo", settings_of("grpo", kl_estimator="k1"), "k1"),
+        ("grpo", settings_of("grpo"), None),
     ],
 )
 def test_advice(name, config, word):
@@ -496,7 +491,7 @@ def test_advice(name, config, word):
 
 
 def test_an_unreadable_mirror_map_is_found_before_training(tmp_path):
-    config = NeuralMirrorConfig(mirror_path=str(tmp_path / "absent.json"))
+    config = settings_of("neural_mirror_grpo", mirror_path=str(tmp_path / "absent.json"))
     with pytest.raises(ConfigError, match="absent"):
         algorithms.get("neural_mirror_grpo").check(config)
 

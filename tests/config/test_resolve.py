@@ -266,7 +266,10 @@ def test_missing_file() -> None:
     ("grpo", {}, "train.kl_estimator", "k3"), ("grpo", {"kl_estimator": "k2"}, "train.kl_estimator", "k2"),
     ("ppo", {}, "train.kl_estimator", "k1"), ("ppo", {}, "train.num_ppo_epochs", 4), ("gspo", {}, "train.num_ppo_epochs", 1),
     ("dr_grpo", {}, "train.scale_rewards", "none"), ("dr_grpo", {"scale_rewards": "group"}, "train.scale_rewards", "group"),
-    ("dapo", {}, "train.cliprange_high", 0.28), ("grpo", {}, "train.cliprange_high", None),
+    ("ppo", {"num_ppo_epochs": None}, "train.num_ppo_epochs", 4), ("dpo", {"loss_type": None}, "train.loss_type", "sigmoid"),
+    ("dpo", {"loss_type": None, "loss_weights": {"hinge": 1.0}}, "train.loss_type", None),
+    ("dapo", {}, "train.cliprange_high", 0.28), ("dapo", {"cliprange_high": None}, "train.cliprange_high", 0.28),
+    ("grpo", {}, "train.cliprange_high", None),
     ("nmgrpo", {}, "train.kl_coef", 0.0), ("meta_es", {}, "train.init_scale", 0.0), ("meta_es", {"target": "mirror"}, "train.init_scale", 0.01), ("dpo", {}, "train.epochs", 1), ("dpo", {"max_steps": 5}, "train.epochs", None),
 ])  # fmt: skip
 def test_derived(algorithm: str, given: dict[str, object], path: str, value: object) -> None:

@@ -165,7 +165,7 @@ def test_the_plan_knows_what_the_algorithm_says_of_itself(algorithm: str, qwen: 
         found = resolve(run(qwen, algorithm, train=train)).config
         assert found.has_reference == spec.needs(found.train).reference, train
         if algorithm != "dpo":
-            assert phases_of(found) == online_plan.make_plan(found, spec)
+            assert phases_of(found) == online_plan.make_plan(found, spec.group_relative)
 
 
 def test_a_classifier_has_no_language_model_head(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ docs/architecture.md, are in `config`):
     def loss(batch: RolloutBatch, config: TrainingConfig, normalizers: Normalizers) -> Loss: ...
 
 An online trainer's step: sample completions and score them; keep the groups that `keep_groups` says; make advantages
-(once per rollout); then for `epochs` passes call `loss` on micro-batches. A pair trainer only calls `loss`.
+(once per rollout); then for `num_ppo_epochs` passes call `loss` on micro-batches. A pair trainer only calls `loss`.
 """
 
 from __future__ import annotations
@@ -120,8 +120,6 @@ class AlgorithmSpec:
     """(rollouts, config, all_sum) -> advantages; None for pairs."""
     group_relative: bool = False
     """Compares completions of one prompt, so it needs at least two."""
-    default_epochs: int = 1
-    """Passes over a rollout while `num_ppo_epochs` is None."""
     keep_groups: Callable[[Tensor, Any], Tensor] = keep_all
     """(rewards [P, G], NaN where missing; config) -> [P]: which prompts to train on; the trainer draws others for those dropped (dynamic
     sampling), at most `max_resample_batches` times."""
@@ -133,9 +131,6 @@ class AlgorithmSpec:
     """Sentences to log once, before training: settings that defeat the algorithm, with the paper's values."""
     sections: Callable[[Any], list[dict[str, Any]]] = no_sections
     """What the report shows of the algorithm itself: `kind`, `title`, `group` and `payload` of each section."""
-
-    def epochs(self, config: TrainingConfig) -> int:
-        return config.num_ppo_epochs or self.default_epochs
 
     def compute_advantages(
         self, rollouts: ScoredRollouts, config: TrainingConfig, all_sum: AllSum = one_process

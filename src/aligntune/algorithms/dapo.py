@@ -24,8 +24,6 @@ from aligntune.algorithms.policy import clip_range
 if TYPE_CHECKING:
     from aligntune.config.algorithms import DAPOConfig
 
-CLIP_HIGH = 0.28
-
 
 def overlong_punishment(lengths: Tensor, limit: int, buffer: int, most: float) -> Tensor:
     """Eq. 13, any shape: 0 up to `limit - buffer` tokens, then linear down to `-most` at `limit`, and `-most` beyond."""
@@ -63,4 +61,4 @@ def advantages(rollouts: ScoredRollouts, config: DAPOConfig, all_sum: AllSum = o
     advice=grpo.advice,
 )
 def loss(batch: RolloutBatch, config: DAPOConfig, normalizers: Normalizers) -> Loss:
-    return grpo.policy_loss(batch, config, normalizers, average="token_mean", clip=clip_range(config, CLIP_HIGH))
+    return grpo.policy_loss(batch, config, normalizers, average="token_mean", clip=clip_range(config))

@@ -26,18 +26,13 @@ if TYPE_CHECKING:
     from aligntune.config.algorithms import DPOConfig
 
 
-def loss_weights(config: DPOConfig) -> dict[str, float]:
-    """The losses in use: `loss_weights`, or `loss_type` alone."""
-    return dict(config.loss_weights) if config.loss_weights else {config.loss_type or "sigmoid": 1.0}
-
-
 def pair_weights(config: DPOConfig) -> dict[str, float]:
-    """The same without `sft`, which is a loss of tokens."""
-    return {name: weight for name, weight in loss_weights(config).items() if name != "sft"}
+    """The losses in use, without `sft`, which is a loss of tokens."""
+    return {name: weight for name, weight in config.losses.items() if name != "sft"}
 
 
 def nll_weight(config: DPOConfig) -> float:
-    return loss_weights(config).get("sft", 0.0) + (config.rpo_alpha or 0.0)
+    return config.losses.get("sft", 0.0) + (config.rpo_alpha or 0.0)
 
 
 def needs(config: DPOConfig) -> Needs:
@@ -68,9 +63,9 @@ def _rules(config: DPOConfig) -> list[tuple[bool, str]]:
     smooth = sorted(name for name, loss in PAIR_LOSSES.items() if loss.smooths)
     given = config.loss_type if config.is_set("loss_type") else None
     return [
-        (bool(config.loss_weights) and given is not None and given not in loss_weights(config),
+        (bool(config.loss_weights) and given is not None and given not in config.losses,
          f"loss_type {given} is not among loss_weights: give one of the two"),
-        (bool(config.loss_weights) and not any(loss_weights(config).values()), "loss_weights are all 0: nothing would be learnt"),
+        (bool(config.loss_weights) and not any(config.losses.values()), "loss_weights are all 0: nothing would be learnt"),
         (bool(names) and config.beta == 0, "beta is 0: the policy would not learn from the pairs; 0.1 is usual"),
         ("exo_pair" in names and config.label_smoothing == 0,
          "exo_pair needs label_smoothing above 0; the paper uses 1e-3"),

@@ -13,32 +13,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aligntune.algorithms import grpo
-from aligntune.algorithms.base import Advantages, ScoredRollouts, algorithm
+from aligntune.algorithms.base import algorithm
 from aligntune.algorithms.batch import Loss, Normalizers, RolloutBatch
-from aligntune.algorithms.ops import AllSum, one_process
 from aligntune.algorithms.policy import clip_range
 
 if TYPE_CHECKING:
     from aligntune.config.algorithms import DrGRPOConfig
 
 
-def scale(config: DrGRPOConfig) -> str:
-    return config.scale_rewards if config.is_set("scale_rewards") else "none"
-
-
-def advantages(rollouts: ScoredRollouts, config: DrGRPOConfig, all_sum: AllSum = one_process) -> Advantages:
-    return grpo.group_relative(rollouts.rewards, scale(config), all_sum)
-
-
 def advice(config: DrGRPOConfig) -> list[str]:
     messages = grpo.advice(config)
-    if scale(config) != "none":
+    if config.scale_rewards != "none":
         messages.append(
-            f"scale_rewards is {scale(config)}: Dr. GRPO is defined by not dividing the advantages; leave it unset"
+            f"scale_rewards is {config.scale_rewards}: Dr. GRPO is defined by not dividing the advantages; leave it unset"
         )
     return messages
 
 
-@algorithm("dr_grpo", inputs="rollouts", needs=grpo.needs, advantages=advantages, group_relative=True, advice=advice)
+@algorithm(
+    "dr_grpo", inputs="rollouts", needs=grpo.needs, advantages=grpo.advantages, group_relative=True, advice=advice
+)
 def loss(batch: RolloutBatch, config: DrGRPOConfig, normalizers: Normalizers) -> Loss:
     return grpo.policy_loss(batch, config, normalizers, average="constant", clip=clip_range(config))

@@ -68,25 +68,22 @@ def policy_loss(
     average: str,
     clip: Clip,
     log_w: Tensor | None = None,
-    kl_coef: float | None = None,
 ) -> Loss:
     """The loss of the family: surrogate, KL and entropy bonus.
 
     average: the algorithm's own reduction, which `loss_type` overrides. log_w: [B, T] log-ratio, unless it is the token's.
-    kl_coef: in place of the config's.
     """
     reduce = reduction(config, average)
     log_w = log_ratio(batch) if log_w is None else log_w
-    kl_coef = config.kl_coef if kl_coef is None else kl_coef
     return total(
         surrogate_term(batch, log_w, clip, reduce, normalizers),
-        kl_term(batch, config, kl_coef, reduce, normalizers),
+        kl_term(batch, config, reduce, normalizers),
         entropy_term(batch, config, normalizers),
     )
 
 
 def advice(config: GRPOConfig) -> list[str]:
-    if config.kl_coef > 0 and config.is_set("kl_estimator") and config.kl_estimator == "k1":
+    if config.kl_coef > 0 and config.kl_estimator == "k1":
         return ["kl_estimator k1 has zero expected gradient in the loss: the KL term only adds noise; use k2 or k3"]
     return []
 

@@ -25,12 +25,8 @@ if TYPE_CHECKING:
     from aligntune.config.algorithms import NeuralMirrorConfig
 
 
-def kl_coef(config: NeuralMirrorConfig) -> float:
-    return config.kl_coef if config.is_set("kl_coef") else 0.0
-
-
 def needs(config: NeuralMirrorConfig) -> Needs:
-    reference = config.mirror_coefficient > 0 or kl_coef(config) > 0
+    reference = config.mirror_coefficient > 0 or config.kl_coef > 0
     return Needs(reference=reference, rewards=True, entropy=entropy_bonus(config))
 
 
@@ -92,7 +88,5 @@ def mirror_term(
 def loss(
     batch: RolloutBatch, config: NeuralMirrorConfig, normalizers: Normalizers, *, distance: Divergence | None = None
 ) -> Loss:
-    policy = grpo.policy_loss(
-        batch, config, normalizers, average="sequence_mean", clip=clip_range(config), kl_coef=kl_coef(config)
-    )
+    policy = grpo.policy_loss(batch, config, normalizers, average="sequence_mean", clip=clip_range(config))
     return total(policy, mirror_term(batch, config, normalizers, distance))

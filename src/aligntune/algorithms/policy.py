@@ -23,11 +23,9 @@ Clip = tuple[float, float]
 REDUCTION_OF_LOSS_TYPE = {"grpo": "sequence_mean", "dapo": "token_mean", "dr_grpo": "constant"}
 
 
-def clip_range(config: TrainingConfig, high: float | None = None) -> Clip:
-    """(lower, upper) clip of the ratio; `high`: the algorithm's own upper side while `cliprange_high` is unset."""
-    if config.cliprange_high is not None:
-        high = config.cliprange_high
-    return config.cliprange, config.cliprange if high is None else high
+def clip_range(config: TrainingConfig) -> Clip:
+    """(lower, upper) clip of the ratio."""
+    return config.cliprange, config.cliprange if config.cliprange_high is None else config.cliprange_high
 
 
 def reduction(config: TrainingConfig, default: str) -> Reduction:
@@ -72,14 +70,12 @@ def surrogate_term(batch: RolloutBatch, log_w: Tensor, clip: Clip, reduce: Reduc
     return Loss(value, metrics)
 
 
-def kl_term(batch: RolloutBatch, config: TrainingConfig, coefficient: float, reduce: Reduction,
-            normalizers: Normalizers) -> Loss:  # fmt: skip
-    """coefficient * reduce(KL(pi || ref) per token), by `kl_estimator` where given, else k3. Nothing at coefficient 0."""
-    if coefficient == 0:
+def kl_term(batch: RolloutBatch, config: TrainingConfig, reduce: Reduction, normalizers: Normalizers) -> Loss:
+    """kl_coef * reduce(KL(pi || ref) per token) by `kl_estimator`. Nothing at kl_coef 0."""
+    if config.kl_coef == 0:
         return Loss(batch.log_probs.new_zeros(()))
-    estimator = config.kl_estimator if config.is_set("kl_estimator") else "k3"
-    divergence = kl(estimator, reference_difference(batch))
-    value = coefficient * reduce(divergence, batch.completion_mask, normalizers)
+    divergence = kl(config.kl_estimator, reference_difference(batch))
+    value = config.kl_coef * reduce(divergence, batch.completion_mask, normalizers)
     mean = token_mean(divergence.detach(), batch.completion_mask, normalizers)
     return Loss(value, {"kl": mean, "loss/kl": value.detach()})
 

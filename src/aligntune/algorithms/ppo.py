@@ -87,9 +87,7 @@ def value_term(batch: RolloutBatch, config: PPOConfig, normalizers: Normalizers)
     return Loss(value, {"loss/value": value.detach(), "value_error": mean.detach(), "clip_fraction_value": bound})
 
 
-@algorithm(
-    "ppo", inputs="rollouts", needs=needs, advantages=advantages, default_epochs=4, masks_truncated=masks_truncated
-)
+@algorithm("ppo", inputs="rollouts", needs=needs, advantages=advantages, masks_truncated=masks_truncated)
 def loss(batch: RolloutBatch, config: PPOConfig, normalizers: Normalizers) -> Loss:
     policy = surrogate_term(batch, log_ratio(batch), clip_range(config), token_mean, normalizers)
     return total(policy, value_term(batch, config, normalizers))

@@ -42,6 +42,11 @@ class DPOConfig(TrainingConfig):
     dpo_few_shot_examples_text: str | None = None
     """The examples put in front; without it the few-shot part is an error unless its sample count is 0."""
 
+    @property
+    def losses(self) -> dict[str, float]:
+        """Name -> weight of the losses in use: `loss_weights`, or `loss_type` alone."""
+        return dict(self.loss_weights or {str(self.loss_type): 1.0})
+
     @model_validator(mode="after")
     def _few_shot_has_text(self) -> Self:
         asked = self.dpo_eval_enabled or self.is_set("dpo_few_shot_max_samples")
@@ -53,6 +58,10 @@ class DPOConfig(TrainingConfig):
 class GRPOConfig(TrainingConfig):
     """Group relative policy optimisation (arXiv 2402.03300)."""
 
+    own_defaults = {
+        "kl_estimator": ("k3", "k1 has zero expected gradient in a loss"),
+        "num_ppo_epochs": (1, "one update per rollout in the GRPO family"),
+    }
     loss_type: Annotated[str, OneOf(*GRPO_LOSSES)] | None = None
     """How token losses are summed; unset: the algorithm's own."""
 
@@ -60,6 +69,7 @@ class GRPOConfig(TrainingConfig):
 class DAPOConfig(GRPOConfig):
     """Decoupled clip and dynamic sampling policy optimisation (arXiv 2503.14476)."""
 
+    own_defaults = {**GRPOConfig.own_defaults, "cliprange_high": (0.28, "DAPO's upper clip")}
     dynamic_sampling: bool = True
     """Draw prompts again whose completions all score the same (they have no gradient). (Addition.)"""
     max_resample_batches: Count = 10
@@ -73,6 +83,11 @@ class DAPOConfig(GRPOConfig):
 class DrGRPOConfig(GRPOConfig):
     """GRPO done right (arXiv 2503.20783): no division by the standard deviation, a constant normaliser."""
 
+    own_defaults = {
+        **GRPOConfig.own_defaults,
+        "scale_rewards": ("none", "Dr. GRPO does not divide by the standard deviation"),
+    }
+
 
 class GSPOConfig(GRPOConfig):
     """Group sequence policy optimisation (arXiv 2507.18071): the ratio and the clip act on whole sequences."""
@@ -81,6 +96,7 @@ class GSPOConfig(GRPOConfig):
 class NeuralMirrorConfig(GRPOConfig):
     """GRPO with a learned Bregman divergence in place of KL (arXiv 2602.04380)."""
 
+    own_defaults = {**GRPOConfig.own_defaults, "kl_coef": (0.0, "the mirror divergence takes the place of KL")}
     mirror_map: Annotated[str, OneOf("neural", "kl", "prob_l2", "log_l2")] = "neural"
     """The divergence: the 126-unit neural map, generalised KL, squared distance of probabilities or of
     log-probabilities. (Addition.)"""

@@ -131,7 +131,7 @@ def _checkpoint_arguments(given: Mapping[str, Any]) -> Iterator[tuple[Path, str]
 def _off_in_rl(config: RLRunConfig) -> list[tuple[bool, str, str]]:
     """(whether it is off, settings of it, message)."""
     train = config.train
-    usual = "k1" if config.algorithm is A.PPO else "k3"
+    usual = train.default_of("kl_estimator")
     found = [(train.kl_coef == 0 and train.kl_estimator != usual, "kl_estimator", "needs kl_coef above 0")]
     if isinstance(train, DAPOConfig):
         found += [

@@ -10,6 +10,7 @@ from aligntune.config.algorithms import MetaESConfig
 from aligntune.config.applies import GROUP_RELATIVE
 from aligntune.config.enums import AlgorithmType as A
 from aligntune.config.rewards import RewardConfig
+from aligntune.config.rl import TrainingConfig
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.config.synonyms import Path
 
@@ -30,6 +31,7 @@ def derived(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, Any, str
         yield ("model", "gradient_checkpointing"), False, "selective_checkpointing takes its place"
     if isinstance(config, RLRunConfig):
         yield from _rl(config)
+        yield from _own_defaults(config.train)
 
 
 def _save_at_evaluations(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, Any, str]]:
@@ -60,27 +62,29 @@ def _rl(config: RLRunConfig) -> Iterator[tuple[Path, Any, str]]:
         yield from _group_relative(config)
 
 
+def _own_defaults(train: TrainingConfig) -> Iterator[tuple[Path, Any, str]]:
+    """What the algorithm has in place of the common defaults; null asks for the default too."""
+    for name, (value, why) in train.own_defaults.items():
+        if not train.is_set(name) or getattr(train, name) is None:
+            yield ("train", name), value, why
+    for name, field in type(train).model_fields.items():
+        if name == "loss_type" and train.loss_weights:
+            continue  # null says that they take its place
+        if getattr(train, name) is None and field.default is not None:
+            yield ("train", name), field.default, "the default, asked for by null"
+
+
 def _group_relative(config: RLRunConfig) -> Iterator[tuple[Path, Any, str]]:
-    train, algorithm = config.train, config.algorithm
-    if train.num_generations is None:
+    train, group = config.train, config.train.num_generations
+    if group is None:
         batch = train.per_device_batch_size
         why = "per_device_batch_size" if batch >= 2 else "per_device_batch_size is below 2"
-        yield ("train", "num_generations"), batch if batch >= 2 else 8, why
-    group = train.num_generations or (train.per_device_batch_size if train.per_device_batch_size >= 2 else 8)
+        group = batch if batch >= 2 else 8
+        yield ("train", "num_generations"), group, why
     step = train.per_device_batch_size * train.gradient_accumulation_steps
     if step % group and not (train.is_set("gradient_accumulation_steps") or train.is_set("rollout_batch_size")):
         fitting = group // math.gcd(train.per_device_batch_size, group)
         yield ("train", "gradient_accumulation_steps"), fitting, f"a step holds whole groups of {group} completions"
-    if not train.is_set("kl_estimator"):
-        yield ("train", "kl_estimator"), "k3", "k1 has zero expected gradient in a loss"
-    if train.num_ppo_epochs is None:
-        yield ("train", "num_ppo_epochs"), 1, "one update per rollout in the GRPO family"
-    if algorithm is A.DR_GRPO and not train.is_set("scale_rewards"):
-        yield ("train", "scale_rewards"), "none", "Dr. GRPO does not divide by the standard deviation"
-    if algorithm is A.DAPO and train.cliprange_high is None:
-        yield ("train", "cliprange_high"), 0.28, "DAPO's upper clip"
-    if algorithm in (A.NEURAL_MIRROR_GRPO, A.META_ES) and not train.is_set("kl_coef"):
-        yield ("train", "kl_coef"), 0.0, "the mirror divergence takes the place of KL"
     if isinstance(train, MetaESConfig) and train.target != "mirror" and not train.is_set("init_scale"):
         yield ("train", "init_scale"), 0.0, "the first centre is the reward as given"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -172,6 +173,9 @@ class DatasetConfig(Section):
 
 class TrainingConfig(Section):
     """Optimiser, schedule, rollouts and loss. Settings that an algorithm does not use are refused there."""
+
+    own_defaults: ClassVar[Mapping[str, tuple[Any, str]]] = {}
+    """Setting -> (value, why): what an algorithm has in place of the default below, once a run is resolved."""
 
     per_device_batch_size: Count = 1
     """Per device and forward pass: pairs (DPO) or completions (online algorithms)."""
@@ -348,6 +352,11 @@ class TrainingConfig(Section):
     """Arguments of the checkpointing function."""
     group_by_length: bool = True
     """Batches of rows of like length; online algorithms group their prompts."""
+
+    @classmethod
+    def default_of(cls, name: str) -> Any:
+        """What `name` is while unset: the algorithm's own default, else the common one."""
+        return cls.own_defaults[name][0] if name in cls.own_defaults else cls.model_fields[name].default
 
 
 class SampleLoggingConfig(Section):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from aligntune.config import applies
 from aligntune.config.run import RLRunConfig, SFTRunConfig
@@ -141,16 +140,6 @@ def _rollouts(run: SFTRunConfig | RLRunConfig, processes: int) -> Rollouts | Non
     return Rollouts(plan.prompts * processes, completions, tokens, plan.passes, plan.steps)
 
 
-@dataclass(frozen=True)
-class _Pace:
-    """What `make_plan` asks of an algorithm, without importing it."""
-
-    group_relative: bool
-
-    def epochs(self, config: Any) -> int:
-        return int(config.num_ppo_epochs or 1)  # resolving the config has filled it in
-
-
 def phases_of(run: RLRunConfig) -> Plan:
     """How rollout phases and optimiser steps fit together; a `ConfigError` when they do not."""
-    return make_plan(run, _Pace(run.algorithm in applies.GROUP_RELATIVE))  # type: ignore[arg-type]
+    return make_plan(run, run.algorithm in applies.GROUP_RELATIVE)

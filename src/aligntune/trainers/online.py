@@ -66,7 +66,7 @@ class OnlineSession(Session):
 
     @cached_property
     def plan(self) -> Plan:
-        return make_plan(self.config, self.spec)
+        return make_plan(self.config, self.spec.group_relative)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -236,7 +236,7 @@ class OnlineSession(Session):
         train, plan = self.config.train, self.plan
         if train.max_steps is not None:
             return int(train.max_steps)
-        return plan.phases(len(self.train_rows), world_size()) * plan.steps * (train.epochs or 1)
+        return plan.phases(len(self.train_rows), world_size()) * plan.steps * train.epochs
 
     def stream(self, seed: int | None = None) -> PromptStream:
         """The training prompts in the run's order, or that of `seed`."""

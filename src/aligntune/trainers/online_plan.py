@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from aligntune.errors import ConfigError
-
-
-class Pace(Protocol):
-    """What must be known of an algorithm here; its `AlgorithmSpec` says it."""
-
-    @property
-    def group_relative(self) -> bool: ...
-
-    def epochs(self, config: Any) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -58,10 +49,10 @@ class Plan:
         return math.ceil(rows / (self.prompts * world))
 
 
-def make_plan(config: Any, spec: Pace) -> Plan:
-    """The plan of a run; a `ConfigError` proposes what would fit."""
+def make_plan(config: Any, group_relative: bool) -> Plan:
+    """The plan of a run, whose algorithm compares completions of one prompt or not; a `ConfigError` proposes what would fit."""
     train = config.train
-    group = train.num_generations if spec.group_relative else 1
+    group = train.num_generations if group_relative else 1
     micro, accumulation = train.per_device_batch_size, train.gradient_accumulation_steps
     step = micro * accumulation
     if train.is_set("rollout_batch_size"):
@@ -79,7 +70,7 @@ def make_plan(config: Any, spec: Pace) -> Plan:
                 f"choose a multiple of {group // math.gcd(micro, group)}, or set rollout_batch_size"
             )
         prompts = step // group
-    return Plan(prompts, group, micro, accumulation, spec.epochs(train))
+    return Plan(prompts, group, micro, accumulation, train.num_ppo_epochs)
 
 
 def prompt_budget(config: Any) -> int:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from online_helpers import trained
 
-from aligntune.algorithms import dr_grpo
+from aligntune.algorithms import dr_grpo, grpo
 from aligntune.algorithms.batch import Loss
 from aligntune.algorithms.ops import token_mean
 from aligntune.errors import BackendError, ConfigError
@@ -26,10 +26,14 @@ def reinforce(batch, config, normalizers):
 """
 
 
+def undivided(rollouts: Any, config: Any, all_sum: Any) -> Any:
+    return grpo.group_relative(rollouts.rewards, "none", all_sum)
+
+
 def test_given_another_algorithms_functions_a_run_is_that_algorithm(run: Run) -> None:
     settings = {"num_ppo_epochs": 2, "rollout_batch_size": 4, "max_completion_length": 9}
     want = trained(run("dr_grpo", "dr", **settings))
-    found = trained(run("grpo", "own", loss_function=dr_grpo.loss, advantage_function=dr_grpo.advantages, **settings))
+    found = trained(run("grpo", "own", loss_function=dr_grpo.loss, advantage_function=undivided, **settings))
     assert [[row[name] for name in SEEN] for row in found] == [[row[name] for name in SEEN] for row in want]
     plain = trained(run("grpo", "grpo", **settings))
     assert [row["loss"] for row in found] != [row["loss"] for row in plain]

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 import tiny
 from aligntune.algorithms import base as algorithms
 from aligntune.algorithms.ops import group_advantages
-from aligntune.config.algorithms import DAPOConfig, GRPOConfig, PPOConfig
 from aligntune.errors import ConfigError
 from aligntune.rewards import RewardSet
 from aligntune.rollouts.base import Rollouts, SamplingParams
@@ -43,9 +42,8 @@ def prompts(count: int) -> Dataset:
 
 
 def plan_of(algorithm: str = "grpo", **train: Any) -> Plan:
-    cls = {"grpo": GRPOConfig, "ppo": PPOConfig}[algorithm]
     settings = {"num_generations": 4} | train if algorithm == "grpo" else train
-    return make_plan(SimpleNamespace(train=cls(**settings)), algorithms.get(algorithm))
+    return make_plan(SimpleNamespace(train=tiny.settings_of(algorithm, **settings)), algorithm == "grpo")
 
 
 def test_unset_a_phase_is_what_one_step_consumes():
@@ -65,7 +63,7 @@ def test_ppo_samples_one_completion_and_goes_over_it_four_times():
 
 
 @pytest.mark.parametrize(("train", "message"), [
-    ({"per_device_batch_size": 6}, "multiple of 2"),
+    ({"per_device_batch_size": 6, "gradient_accumulation_steps": 1}, "multiple of 2"),
     ({"per_device_batch_size": 8, "rollout_batch_size": 3}, "multiple of 2"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused_with_what_would(train: dict[str, Any], message: str):
@@ -139,7 +137,7 @@ def sampler(good: Any, *, rows: int = 40, **settings: Any) -> Sampler:
         return float(completion_ids[1] == 1) if good(level) else 1.0
 
     stream = PromptStream(prompts(rows), seed=0)
-    config = DAPOConfig(num_generations=2, **settings)
+    config = tiny.settings_of("dapo", num_generations=2, **settings)
     params = SamplingParams(max_new_tokens=2, num_generations=2)
     return Sampler(stream, Engine(), RewardSet([score]), tiny.tokenizer(), algorithms.get("dapo"), config, params)
 
@@ -338,9 +336,9 @@ def test_a_missing_reward_leaves_its_group_alone():
     nan = float("nan")
     keep = algorithms.get("dapo").keep_groups
     rewards = torch.tensor([[1.0, nan, 0.0], [nan, 1.0, nan], [nan, nan, nan]])
-    assert keep(rewards, DAPOConfig()).tolist() == [True, False, False]
+    assert keep(rewards, tiny.settings_of("dapo")).tolist() == [True, False, False]
     alike = torch.cat([torch.rand(1000)[:, None].repeat(1, 7), torch.full((1000, 1), nan)], 1)
-    assert not keep(alike, DAPOConfig()).any(), "equal rewards and a missing one are no signal"
+    assert not keep(alike, tiny.settings_of("dapo")).any(), "equal rewards and a missing one are no signal"
     assert not group_advantages(alike, "group").any()
 
 

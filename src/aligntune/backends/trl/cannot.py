@@ -36,7 +36,7 @@ def dpo(run: RLRunConfig) -> str | None:
 
     train, model = run.train, run.model
     assert isinstance(train, DPOConfig)
-    losses = train.loss_weights or {train.loss_type or "sigmoid": 1.0}
+    losses = train.losses
     if "kto" in losses:
         return "has no pairwise kto loss any more"
     smoothed = {"robust", "exo_pair", "aot", "aot_unpaired"}

@@ -15,7 +15,6 @@ from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from aligntune.algorithms.dpo import loss_weights
 from aligntune.trainers.arguments import training_arguments
 from aligntune.trainers.length_groups import GroupsByLength
 from aligntune.trainers.pairs_evaluating import PairsEvaluation
@@ -43,7 +42,7 @@ class ExactDPOTrainer(KeepsReference, PairsEvaluation, GroupsByLength, DPOTraine
 def algorithm_arguments(run: RLRunConfig) -> dict[str, Any]:
     """The fields of `DPOConfig` that make TRL's loss the run's."""
     train, source = run.train, run.sources[0]
-    weights = loss_weights(train)  # type: ignore[arg-type]
+    weights = train.losses  # type: ignore[attr-defined]
     if train.rpo_alpha:
         weights["sft"] = weights.get("sft", 0.0) + train.rpo_alpha
     return {

@@ -150,7 +150,7 @@ def algorithm_arguments(run: RLRunConfig) -> dict[str, Any]:
         "scale_rewards": train.scale_rewards,
         "multi_objective_aggregation": "sum_then_normalize",
         "mask_truncated_completions": train.mask_truncated_completions,
-        "num_iterations": train.num_ppo_epochs or 1,
+        "num_iterations": train.num_ppo_epochs,
         "top_entropy_quantile": 1.0,
         "entropy_coef": 0.0,
         "use_adaptive_entropy": False,
