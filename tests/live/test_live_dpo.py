@@ -306,7 +306,7 @@ CASES: list[Case] = [
     Case("train.seed", 7, arg("seed")),
     Case("train.data_seed", 7, order),
     Case("train.use_liger_kernel", True, outcome),
-    Case("train.use_liger_loss", True, outcome),
+    Case("train.use_liger_loss", True, lambda s: s, against=False),
     Case("train.gradient_checkpointing_kwargs", {"use_reentrant": True}, arg("gradient_checkpointing_kwargs"), base={"model.gradient_checkpointing": True}),
     Case("train.group_by_length", False, order),
     Case("train.precompute_ref_log_probs", True, mode),
@@ -363,6 +363,10 @@ def attempt(observe: Observe, s: Any) -> Any:
         return f"{type(error).__name__}: {error}"
 
 
+ONE_VALUE = ("model.use_logits_to_keep", "dataset.label_pad_token_id", "train.use_liger_loss")
+"""Settings of which the other value is refused."""
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_setting_acts(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNTUNE_CACHE", str(tmp_path / "cache"))
@@ -371,7 +375,7 @@ def test_setting_acts(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "logging.output_dir": str(tmp_path / "out"), "backend": "native", "train.per_device_batch_size": 2,
     }  # fmt: skip
     case = Case(case.path, real(case.value), case.observe, real(dict(case.base)), real(case.against))
-    if case.path in ("model.use_logits_to_keep", "dataset.label_pad_token_id"):  # one value only: the other is refused
+    if case.path in ONE_VALUE:
         session(real(common), {case.path: case.against})
         with pytest.raises(AlignTuneError, match=case.path.split(".")[1]):
             session(real(common), {case.path: case.value})

@@ -244,7 +244,7 @@ CASES: list[Case] = [
     Case("model.use_unsloth", True, lambda s: str(s.config.backend), base={"backend": "auto"}),
     Case("model.max_seq_length", 12, rows),
     Case("model.reward_value_model", Here("other"), lambda s: s.build_trainer().critic.trunk is None, base=PPO),
-    Case("model.reward_value_loading_type", "unsloth", outcome, base=REWARD),
+    Case("model.reward_value_loading_type", "unsloth", lambda s: s, base=REWARD, against="standard"),
     Case("model.reward_model_quantization", {"load_in_4bit": True}, outcome, base=REWARD),
     Case("model.value_model_quantization", {"load_in_4bit": True}, four_bits(lambda s: s.build_trainer().critic), base=PPO | {"model.reward_value_model": Here("other")}),
     Case("model.use_peft", False, lambda s: hasattr(s.model, "peft_config")),
@@ -311,7 +311,7 @@ CASES: list[Case] = [
     Case("train.seed", 7, rollout("completion_ids")),
     Case("train.data_seed", 7, drawn),
     Case("train.use_liger_kernel", True, outcome),
-    Case("train.use_liger_loss", True, outcome),
+    Case("train.use_liger_loss", True, lambda s: s, against=False),
     Case("train.gradient_checkpointing_kwargs", {"use_reentrant": True}, arg("gradient_checkpointing_kwargs"), base={"model.gradient_checkpointing": True}),
     Case("train.group_by_length", False, drawn),
     Case("train.ds3_gather_for_generation", False, lambda s: s.config.train.ds3_gather_for_generation, base={"launch": {"launcher": "accelerate", "strategy": "zero3"}}),
@@ -407,6 +407,15 @@ def shout_or_repeat(batch: dict[str, Any]) -> dict[str, Any]:
     return shout(batch)
 
 
+ONE_VALUE = (
+    "model.use_logits_to_keep",
+    "dataset.label_pad_token_id",
+    "train.use_liger_loss",
+    "model.reward_value_loading_type",
+)
+"""Settings of which the other value is refused."""
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_setting_acts(case: Case, tmp_path: Path) -> None:
     common = {
@@ -428,10 +437,10 @@ def test_setting_acts(case: Case, tmp_path: Path) -> None:
         {path: value for path, value in case.base.items() if value is not None},
         case.against,
     )
-    if case.path in ("model.use_logits_to_keep", "dataset.label_pad_token_id"):  # one value only: the other is refused
-        session(common, {case.path: case.against})
+    if case.path in ONE_VALUE:
+        session(common, {**case.base, case.path: case.against})
         with pytest.raises(AlignTuneError, match=case.path.split(".")[1]):
-            session(common, {case.path: case.value})
+            session(common, {**case.base, case.path: case.value})
         return
     if case.path == "rewards":
         common["rewards"] = [{"type": "live.test_live_online:spread"}]

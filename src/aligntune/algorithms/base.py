@@ -126,7 +126,8 @@ class AlgorithmSpec:
     masks_truncated: Callable[[Any], bool] = drop_truncated
     """Whether completions that did not end carry no loss under this config."""
     check: Callable[[Any], object] = no_advice
-    """Raises ConfigError where settings contradict each other; called once, before training."""
+    """Raises ConfigError where something that the settings name cannot be used; called once, before training. (What settings
+    alone decide is refused in `config`.)"""
     advice: Callable[[Any], list[str]] = no_advice
     """Sentences to log once, before training: settings that defeat the algorithm, with the paper's values."""
     sections: Callable[[Any], list[dict[str, Any]]] = no_sections

@@ -20,7 +20,6 @@ from aligntune.algorithms.base import Needs, algorithm
 from aligntune.algorithms.batch import Loss, Normalizers, PairBatch, PairLogProbs
 from aligntune.algorithms.ops import divide, kl, masked, sequence_means
 from aligntune.algorithms.pair_losses import PAIR_LOSSES, Pairs, score
-from aligntune.errors import ConfigError
 
 if TYPE_CHECKING:
     from aligntune.config.algorithms import DPOConfig
@@ -42,46 +41,6 @@ def needs(config: DPOConfig) -> Needs:
         collision=config.use_weighting,
         whole_batch=any(PAIR_LOSSES[name].compares_pairs for name in names),
     )
-
-
-def check(config: DPOConfig) -> None:
-    """ConfigError with everything that contradicts or could not act."""
-    unknown = [name for name in pair_weights(config) if name not in PAIR_LOSSES]
-    if unknown:
-        raise ConfigError(f"there is no DPO loss '{unknown[0]}'; there are {', '.join([*PAIR_LOSSES, 'sft'])}")
-    problems = [message for broken, message in _rules(config) if broken]
-    if problems:
-        raise ConfigError("\n".join(problems))
-
-
-def _rules(config: DPOConfig) -> list[tuple[bool, str]]:
-    names = pair_weights(config)
-    losses = {name: PAIR_LOSSES[name] for name in names}
-    one_sided = [name for name, loss in losses.items() if not loss.margin_only]
-    transports = [name for name in names if name.startswith("aot")]
-    divergence = config.f_divergence_type
-    smooth = sorted(name for name, loss in PAIR_LOSSES.items() if loss.smooths)
-    given = config.loss_type if config.is_set("loss_type") else None
-    return [
-        (bool(config.loss_weights) and given is not None and given not in config.losses,
-         f"loss_type {given} is not among loss_weights: give one of the two"),
-        (bool(config.loss_weights) and not any(config.losses.values()), "loss_weights are all 0: nothing would be learnt"),
-        (bool(names) and config.beta == 0, "beta is 0: the policy would not learn from the pairs; 0.1 is usual"),
-        ("exo_pair" in names and config.label_smoothing == 0,
-         "exo_pair needs label_smoothing above 0; the paper uses 1e-3"),
-        (config.label_smoothing > 0 and not any(loss.smooths for loss in losses.values()),
-         f"label_smoothing has no effect on {', '.join(names) or 'sft'}; it acts on {', '.join(smooth)}"),
-        (divergence != "reverse_kl" and bool(one_sided),
-         f"f_divergence_type {divergence} has no meaning for {', '.join(one_sided)}, which look at one answer at a time"),
-        (config.is_set("f_alpha_divergence_coef") and divergence != "alpha_divergence",
-         "f_alpha_divergence_coef acts with f_divergence_type: alpha_divergence"),
-        (config.is_set("discopop_tau") and "discopop" not in names, "discopop_tau acts with loss_type: discopop"),
-        (config.use_weighting and bool(transports),
-         f"use_weighting has no meaning for {', '.join(transports)}, which match answers of different pairs"),
-        (config.use_weighting and not names, "use_weighting has no effect on the sft loss"),
-        (divergence != "reverse_kl" and not names, "f_divergence_type has no effect on the sft loss"),
-        (config.reference_free and config.sync_ref_model, "sync_ref_model has no effect with reference_free"),
-    ]  # fmt: skip
 
 
 # ---- from tokens to sequences ---------------------------------------------------------------------------------------
@@ -142,7 +101,7 @@ def _pairs(batch: PairBatch, config: DPOConfig) -> Pairs:
 # ---- the loss -------------------------------------------------------------------------------------------------------
 
 
-@algorithm("dpo", inputs="pairs", needs=needs, check=check)
+@algorithm("dpo", inputs="pairs", needs=needs)
 def loss(batch: PairBatch, config: DPOConfig, normalizers: Normalizers) -> Loss:
     if needs(config).reference and batch.ref_chosen_log_probs is None:
         raise ValueError("the batch needs the reference's log-probabilities (or set reference_free)")

@@ -2,7 +2,8 @@
 
 In all of them, [B] each: `chosen_ratio` = log pi(y_w) - log ref(y_w), `rejected_ratio` the same of y_l, and `margin` h, the
 difference of their scores, which are the log-ratios themselves unless an f-divergence replaces them (`score`). A loss is one
-number per pair; the mean over the pairs of the optimiser batch is taken in `dpo`. Adding a loss is adding a function here.
+number per pair; the mean over the pairs of the optimiser batch is taken in `dpo`. Adding a loss is adding a function here, and
+its name in `config.algorithms`: to `DPO_LOSSES`, and to the lists of those that take `label_smoothing` or an f-divergence.
 """
 
 from __future__ import annotations
@@ -58,13 +59,9 @@ class Pairs:
 
 @dataclass(frozen=True)
 class PairLoss:
-    """A loss and which options it takes."""
+    """A loss and what it needs."""
 
     function: Callable[[Pairs, DPOConfig], Tensor]
-    smooths: bool
-    """Uses `label_smoothing`."""
-    margin_only: bool
-    """Depends on the difference of scores alone, where the partition function of an f-divergence cancels."""
     compares_pairs: bool
     """Needs `whole`: the loss of a pair depends on the other pairs of the batch."""
 
@@ -74,13 +71,11 @@ PAIR_LOSSES: dict[str, PairLoss] = {}
 _Function = Callable[[Pairs, "DPOConfig"], Tensor]
 
 
-def pair_loss(
-    name: str, *, smooths: bool = False, margin_only: bool = False, compares_pairs: bool = False
-) -> Callable[[_Function], _Function]:
+def pair_loss(name: str, *, compares_pairs: bool = False) -> Callable[[_Function], _Function]:
     """Decorator: makes a function known as `loss_type: name`."""
 
     def decorate(function: _Function) -> _Function:
-        PAIR_LOSSES[name] = PairLoss(function, smooths, margin_only, compares_pairs)
+        PAIR_LOSSES[name] = PairLoss(function, compares_pairs)
         return function
 
     return decorate
@@ -118,20 +113,20 @@ def logistic(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
 # ---- losses of the margin -------------------------------------------------------------------------------------------
 
 
-@pair_loss("sigmoid", smooths=True, margin_only=True)
+@pair_loss("sigmoid")
 def sigmoid(pairs: Pairs, config: DPOConfig) -> Tensor:
     """-log sigmoid(beta h) (2305.18290, Eq. 7). With label smoothing e it is cDPO (Mitchell's note, Eq. 3), whose optimum is
     at sigmoid(beta h) = 1 - e. TRL ignores label smoothing here since 0.29."""
     return logistic(config.beta * pairs.margin, config.label_smoothing)
 
 
-@pair_loss("sigmoid_norm", smooths=True, margin_only=True)
+@pair_loss("sigmoid_norm")
 def sigmoid_norm(pairs: Pairs, config: DPOConfig) -> Tensor:
     """Sigmoid loss of scores per token (Tulu 3, 2411.15124). Label smoothing acts as in `sigmoid`; in TRL it does not."""
     return logistic(config.beta * pairs.mean_margin, config.label_smoothing)
 
 
-@pair_loss("robust", smooths=True, margin_only=True)
+@pair_loss("robust")
 def robust(pairs: Pairs, config: DPOConfig) -> Tensor:
     """(-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)) / (1 - 2e) (2403.00409): over labels flipped with probability e
     its expectation is the clean sigmoid loss."""
@@ -139,20 +134,20 @@ def robust(pairs: Pairs, config: DPOConfig) -> Tensor:
     return (e * F.logsigmoid(-margin) - (1 - e) * F.logsigmoid(margin)) / (1 - 2 * e)
 
 
-@pair_loss("hinge", margin_only=True)
+@pair_loss("hinge")
 def hinge(pairs: Pairs, config: DPOConfig) -> Tensor:
     """max(0, 1 - beta h) (SLiC 2305.10425, RSO 2309.06657)."""
     return torch.relu(1 - config.beta * pairs.margin)
 
 
-@pair_loss("ipo", margin_only=True)
+@pair_loss("ipo")
 def ipo(pairs: Pairs, config: DPOConfig) -> Tensor:
     """(h - 1 / (2 beta))^2 with scores per token (2310.12036, Eq. 17). The paper writes sums; dividing by the lengths follows
     TRL, where the authors confirmed it as what their results used."""
     return (pairs.mean_margin - 1 / (2 * config.beta)).square()
 
 
-@pair_loss("exo_pair", smooths=True, margin_only=True)
+@pair_loss("exo_pair")
 def exo_pair(pairs: Pairs, config: DPOConfig) -> Tensor:
     """KL(p || q) of p = (sigmoid(beta h), sigmoid(-beta h)) and q = (1 - e, e) (2402.00856, Eq. 16). Needs e > 0."""
     e, margin = config.label_smoothing, config.beta * pairs.margin
@@ -160,7 +155,7 @@ def exo_pair(pairs: Pairs, config: DPOConfig) -> Tensor:
     return wins.exp() * (wins - math.log1p(-e)) + loses.exp() * (loses - math.log(e))
 
 
-@pair_loss("discopop", margin_only=True)
+@pair_loss("discopop")
 def discopop(pairs: Pairs, config: DPOConfig) -> Tensor:
     """Log-ratio modulated loss (2406.08414, Eq. 5), not convex: with x = beta h and g = sigmoid(x / tau),
     (1 - g) (-log sigmoid(x)) + g exp(-x)."""
@@ -220,7 +215,7 @@ def kto(pairs: Pairs, config: DPOConfig) -> Tensor:
     return (chosen + rejected) / 2
 
 
-@pair_loss("aot", smooths=True, compares_pairs=True)
+@pair_loss("aot", compares_pairs=True)
 def aot(pairs: Pairs, config: DPOConfig) -> Tensor:
     """Alignment via optimal transport (2406.05882, paired): sigmoid loss of the sorted policy margins minus the sorted
     reference margins of the batch."""
@@ -230,7 +225,7 @@ def aot(pairs: Pairs, config: DPOConfig) -> Tensor:
     return logistic(config.beta * (margin - partner), config.label_smoothing)
 
 
-@pair_loss("aot_unpaired", smooths=True, compares_pairs=True)
+@pair_loss("aot_unpaired", compares_pairs=True)
 def aot_unpaired(pairs: Pairs, config: DPOConfig) -> Tensor:
     """Alignment via optimal transport (2406.05882, unpaired): sigmoid loss of the sorted chosen log-ratios minus the sorted
     rejected ones.

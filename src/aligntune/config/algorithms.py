@@ -14,6 +14,10 @@ DPO_LOSSES = (
     "sigmoid", "hinge", "ipo", "kto", "robust", "exo_pair", "nca_pair", "bco_pair", "apo_zero", "apo_down", "sppo_hard",
     "aot", "aot_unpaired", "discopop", "sft", "sigmoid_norm",
 )  # fmt: skip
+SMOOTHED_LOSSES = ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired", "sigmoid_norm")
+"""Those that take `label_smoothing`."""
+MARGIN_LOSSES = ("sigmoid", "hinge", "ipo", "robust", "exo_pair", "discopop", "sigmoid_norm")
+"""Those of the difference of scores alone, where the partition function of an f-divergence cancels."""
 GRPO_LOSSES = ("grpo", "dapo", "dr_grpo")
 """How token losses are summed: mean of sequence means, mean over all tokens, or sum over a constant."""
 

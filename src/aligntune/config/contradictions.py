@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aligntune.config.algorithms import DAPOConfig, GSPOConfig, MetaESConfig, NeuralMirrorConfig
-from aligntune.config.applies import GROUP_RELATIVE
 from aligntune.config.classification import classification_contradictions
-from aligntune.config.derive import reward_models
 from aligntune.config.enums import LOGGERS, SPLIT_OPTIMIZERS, PrecisionType
-from aligntune.config.enums import AlgorithmType as A
 from aligntune.config.launch import launch_contradictions
 from aligntune.config.problems import suggest
+from aligntune.config.rl_contradictions import off_in_rl, rl_contradictions
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.config.synonyms import Path
 
@@ -61,7 +58,7 @@ def contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, s
     if isinstance(config, SFTRunConfig):
         yield from _sft_contradictions(config)
     else:
-        yield from _rl_contradictions(config)
+        yield from rl_contradictions(config)
 
 
 def _never_evaluated(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, str]]:
@@ -106,7 +103,7 @@ def _settings_of_what_is_off(config: SFTRunConfig | RLRunConfig) -> Iterator[tup
               for metric in MODEL_METRICS),
         ]  # fmt: skip
     else:
-        off += [(is_off, ("train",), config.train, names, message) for is_off, names, message in _off_in_rl(config)]
+        off += [(is_off, ("train",), config.train, names, message) for is_off, names, message in off_in_rl(config)]
     sources: list[tuple[Path, Any]] = [(("dataset",), config.dataset)] if config.dataset is not None else []
     sources += [(("datasets", place), item) for place, item in enumerate(config.datasets)]
     for at, source in sources:
@@ -126,36 +123,6 @@ def _checkpoint_arguments(given: Mapping[str, Any]) -> Iterator[tuple[Path, str]
         if name not in CHECKPOINT_ARGUMENTS:
             close = suggest(name, CHECKPOINT_ARGUMENTS) or f" (there are {', '.join(CHECKPOINT_ARGUMENTS)})"
             yield ("train", "gradient_checkpointing_kwargs"), f"{name} is not an argument of torch's checkpoint{close}"
-
-
-def _off_in_rl(config: RLRunConfig) -> list[tuple[bool, str, str]]:
-    """(whether it is off, settings of it, message)."""
-    train = config.train
-    usual = train.default_of("kl_estimator")
-    found = [(train.kl_coef == 0 and train.kl_estimator != usual, "kl_estimator", "needs kl_coef above 0")]
-    if isinstance(train, DAPOConfig):
-        found += [
-            (not train.dynamic_sampling, "max_resample_batches", "needs dynamic_sampling: true"),
-            (not train.overlong_buffer, "overlong_penalty", "needs overlong_buffer above 0"),
-        ]
-    if isinstance(train, NeuralMirrorConfig):
-        found += [
-            (not train.mirror_coefficient, "mirror_map mirror_path mirror_seed", "needs mirror_coefficient above 0"),
-            (
-                train.mirror_map != "neural",
-                "mirror_path mirror_seed",
-                f"is of mirror_map neural, not {train.mirror_map}",
-            ),
-            (train.mirror_path is not None, "mirror_seed", "draws a random map, and mirror_path names one: keep one"),
-        ]
-    if isinstance(train, GSPOConfig):
-        left, right = train.is_set("gspo_gamma"), train.is_set("gspo_delta")
-        upper = right or train.cliprange_high is not None
-        found += [
-            (right, "cliprange_high", "has no effect beside gspo_delta: keep one"),
-            (left and upper, "cliprange", "has no effect beside gspo_gamma and an upper clip range: leave it out"),
-        ]
-    return found
 
 
 def _speed_contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, str]]:
@@ -213,73 +180,3 @@ def _sft_contradictions(config: SFTRunConfig) -> Iterator[tuple[Path, str]]:
         if train.group_by_length:
             yield ("train", "group_by_length"), "needs the length of every row, which a stream does not tell"
     yield from classification_contradictions(config)
-
-
-def _rl_contradictions(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
-    train, model = config.train, config.model
-    if train.is_set("ds3_gather_for_generation") and config.launch.strategy != "zero3":
-        yield ("train", "ds3_gather_for_generation"), "acts with DeepSpeed ZeRO-3 only (launch.strategy: zero3)"
-    if config.algorithm in GROUP_RELATIVE and train.num_generations == 1:
-        yield ("train", "num_generations"), "is 1: a group of one has no relative advantage; use at least 2"
-    given = reward_models(config)
-    if len(given) > 1:
-        yield ("model", given[1]), f"and {given[0]} both name a reward model; keep one"
-    if config.algorithm is not A.DPO and not config.rewards and not given and config.reward_training is None:
-        yield ("rewards",), "is empty and there is no reward model: give reward_functions, rewards or reward_model_name"
-    if config.algorithm is A.DPO and config.rewards:
-        yield ("rewards",), "DPO learns from preference pairs; it uses no reward functions"
-    if model.is_set("use_logits_to_keep") and not model.use_logits_to_keep:
-        yield (
-            ("model", "use_logits_to_keep"),
-            "cannot be turned off: logits are only ever computed where they are needed",
-        )
-    strategy = config.launch.strategy
-    if train.is_set("vllm_gpu_memory_utilization") and not train.fast_inference:
-        yield ("train", "vllm_gpu_memory_utilization"), "needs fast_inference: true"
-    if train.ref_model_sync_steps and train.is_set("ref_model_sync_steps") and not train.sync_ref_model:
-        yield ("train", "ref_model_sync_steps"), "needs sync_ref_model: true"
-    if train.is_set("ref_model_mixup_alpha") and not train.sync_ref_model:
-        yield ("train", "ref_model_mixup_alpha"), "needs sync_ref_model: true"
-    if config.algorithm is not A.DPO and train.sync_ref_model and not config.has_reference:
-        yield ("train", "sync_ref_model"), "needs a reference: kl_coef is 0"
-    if train.sync_ref_model and (strategy == "zero3" or (strategy == "fsdp2" and model.use_peft)):
-        yield (
-            ("train", "sync_ref_model"),
-            f"needs whole weights, which launch.strategy {strategy} does not keep; use ddp",
-        )
-    if train.reward_weights is not None and len(train.reward_weights) != len(config.rewards):
-        yield (
-            ("train", "reward_weights"),
-            f"has {len(train.reward_weights)} entries for {len(config.rewards)} reward functions",
-        )
-    if isinstance(train, DAPOConfig) and train.overlong_buffer > train.max_completion_length:
-        yield (
-            ("train", "overlong_buffer"),
-            f"is {train.overlong_buffer}, more than max_completion_length {train.max_completion_length}: every completion "
-            "would be punished; it is the last part of that limit",
-        )
-    if isinstance(train, MetaESConfig):
-        yield from _meta_es(config, train)
-
-
-def _meta_es(config: RLRunConfig, train: MetaESConfig) -> Iterator[tuple[Path, str]]:
-    if train.verifier is None and (train.target != "mirror" or len(config.rewards) != 1):
-        yield (
-            ("train", "verifier"),
-            "is unset: name the reward that tells right from wrong (math_correctness, code_execution, your own); its score "
-            "of held-out answers is the fitness, and it does not evolve",
-        )
-    if train.target != "rewards":
-        if train.mirror_map != "neural":
-            yield ("train", "mirror_map"), f"is {train.mirror_map}, and target {train.target} evolves the neural map"
-        if train.mirror_coefficient == 0:
-            yield (
-                ("train", "mirror_coefficient"),
-                f"is 0, so that nothing would depend on the map (target {train.target})",
-            )
-    if train.target == "mirror" and train.evolved_params:
-        yield ("train", "evolved_params"), "evolve with target rewards or both"
-    if train.is_set("eval_temperature") and train.eval_k == 1:
-        yield ("train", "eval_temperature"), "acts with eval_k above 1 (1 is greedy)"
-    if config.launch.is_active:
-        yield ("launch",), "Meta-ES starts its processes itself: leave launch out, and set train.num_workers"

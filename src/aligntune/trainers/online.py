@@ -55,12 +55,12 @@ class OnlineSession(Session):
 
     @cached_property
     def spec(self) -> algorithms.AlgorithmSpec:
-        """What the trainer may know of the algorithm; settings that contradict each other are refused here."""
+        """What the trainer may know of the algorithm; what this machine cannot do is refused here."""
         return self.checked_spec(with_own_functions(algorithms.get(self.config.algorithm.value), self.config.train))
 
     def checked_spec(self, spec: algorithms.AlgorithmSpec) -> algorithms.AlgorithmSpec:
-        """`spec`, once it is clear that the run's settings can act under it."""
-        check_online(self.config, spec)
+        """`spec`, once it is clear that the run's settings can act here."""
+        check_online(self.config)
         spec.check(self.config.train)
         return spec
 

@@ -13,7 +13,7 @@ from aligntune.algorithms import base as algorithms
 from aligntune.config.rl import DatasetConfig
 from aligntune.data import plain, preview, row_reader, tokenize_pairs
 from aligntune.data.masks import IGNORED
-from aligntune.errors import ConfigError, ModelError
+from aligntune.errors import ModelError
 from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, evaluation_row
 from aligntune.evaluation.preference import shot_metrics
 from aligntune.models.tokenizer import load_tokenizer
@@ -44,12 +44,11 @@ class PairsSession(Session):
     def spec(self) -> algorithms.AlgorithmSpec:
         spec = with_own_functions(algorithms.get(self.config.algorithm.value), self.config.train)
         spec.check(self.config.train)
-        _check(self.config)
         return spec
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        self.spec  # noqa: B018  (contradictions first)
+        self.spec  # noqa: B018  (a loss of one's own that is not there, first)
         model = self.config.model
         tokenizer = load_tokenizer(
             model.name_or_path, pad_token=self.config.sources[0].pad_token, trust_remote_code=model.trust_remote_code
@@ -268,25 +267,3 @@ class PairsSession(Session):
     def describe(self) -> str:
         chosen, rejected = (plain(tokens) for tokens in self.preview(1))
         return f"{super().describe()}\nfirst pair, trained tokens in [[ ]]:\nchosen: {chosen}\nrejected: {rejected}"
-
-
-def _check(run: Any) -> None:
-    """ConfigError for settings that could not act in this run."""
-    train, source = run.train, run.sources[0]
-    dpo_eval = [name for name in ("dpo_eval_max_samples", "dpo_zero_shot_max_samples", "dpo_few_shot_max_samples", "dpo_few_shot_examples_text")
-                if train.is_set(name) and getattr(train, name) != 0]  # fmt: skip
-    rules = [
-        (source.precompute_ref_log_probs and train.sync_ref_model,
-         "dataset.precompute_ref_log_probs: the reference moves with sync_ref_model, so nothing can be computed before; turn one off"),
-        (source.precompute_ref_log_probs and train.reference_free, "dataset.precompute_ref_log_probs: there is no reference with reference_free"),
-        *((train.reference_free and bool(getattr(run.model, name)), f"model.{name}: there is no reference with reference_free")
-          for name in ("force_use_ref_model", "ref_model_init_kwargs", "ref_adapter_name")),
-        (source.is_set("precompute_ref_batch_size") and not source.precompute_ref_log_probs,
-         "dataset.precompute_ref_batch_size: needs precompute_ref_log_probs: true"),
-        (bool(dpo_eval) and not train.dpo_eval_enabled, f"train.{(dpo_eval or [''])[0]}: needs dpo_eval_enabled: true"),
-        (train.dpo_eval_enabled and not run.has_eval, "train.dpo_eval_enabled: needs held-out pairs; give eval_dataset or eval_split"),
-        (bool(train.use_liger_loss), "train.use_liger_loss: the loss is computed without logits already; leave it out"),
-    ]  # fmt: skip
-    problems = [message for broken, message in rules if broken]
-    if problems:
-        raise ConfigError("\n".join(problems))

@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import tiny
-from aligntune.errors import AlignTuneError, ConfigError, MissingExtra, ModelError
+from aligntune.errors import AlignTuneError, MissingExtra, ModelError
 from aligntune.rewards import RewardSet
 from aligntune.rewards.model import load
 from aligntune.trainers import online_state
@@ -349,17 +349,6 @@ def test_the_best_weights_are_kept_by_the_held_out_reward(files: Path, run: Run)
 
 
 @pytest.mark.parametrize(("settings", "error", "message"), [
-    ({"kl_coef": 0.0, "force_use_ref_model": True}, ConfigError, "no reference"),
-    ({"kl_coef": 0.0, "sync_ref_model": True}, ConfigError, "needs a reference"),
-    ({"model_adapter_name": "a"}, ConfigError, "use_peft"),
-    ({"use_peft": True, "ref_adapter_name": "a", "force_use_ref_model": True}, ConfigError, "two references"),
-    ({"reward_device": "cpu"}, ConfigError, "no reward model"),
-    ({"generation_kwargs": {"max_new_tokens": 3}}, ConfigError, "max_completion_length"),
-    ({"generation_kwargs": {"do_sample": False}}, ConfigError, "temperature"),
-    ({"generation_kwargs": {"temperature": 0.0}}, ConfigError, "train.temperature"),
-    ({"generation_kwargs": {"top_p": 0.5}}, ConfigError, "train.top_p"),
-    ({"use_liger_loss": True}, ConfigError, "chunk by chunk"),
-    ({"logging": {"sample_logging": {"num_samples": 2}}}, ConfigError, "enabled"),
     ({"reward_path": "/nowhere"}, ModelError, "no such folder"),
     ({"reward_path": "MODEL"}, ModelError, "without a reward head"),
     ({"fast_inference": True}, MissingExtra, "vllm"),
@@ -372,15 +361,6 @@ def test_settings_that_cannot_act(
     settings = {name: str(files / "model") if value == "MODEL" else value for name, value in settings.items()}
     with pytest.raises(error, match=message):
         run(**settings).train()
-
-
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"value_model_quantization": {"load_in_8bit": True}}, "give reward_value_model"),
-    ({"reward_value_loading_type": "standard"}, "neither"),
-])  # fmt: skip
-def test_settings_of_ppo_that_cannot_act(run: Run, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        run("ppo", **settings).train()
 
 
 def test_a_tokenizer_without_an_end(files: Path, tmp_path: Path, run: Run) -> None:

@@ -14,7 +14,7 @@ from datasets import Dataset
 
 import tiny
 from aligntune.core.backend_factory import create_rl_trainer
-from aligntune.errors import ConfigError, DataError
+from aligntune.errors import DataError
 from aligntune.reporting.text import without_timing
 from aligntune.trainers import pairs_evaluating
 from aligntune.trainers.length_groups import GroupsByLength, LengthGroups
@@ -265,23 +265,6 @@ def test_pairs_that_teach_nothing_are_dropped_and_counted(
     tiny.write_rows(files / "equal.jsonl", [good | {"rejected": "b"}])
     with pytest.raises(DataError, match="chosen equals rejected"):
         run(files, tmp_path, data="equal.jsonl").train_rows  # noqa: B018
-
-
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"kl_coef": 0.1}, "beta"),
-    ({"precompute_ref_log_probs": True, "sync_ref_model": True}, "sync_ref_model"),
-    ({"dpo_eval_enabled": True, "eval_split": "train"}, "dpo_few_shot_examples_text"),
-    ({"precompute_ref_log_probs": True, "reference_free": True}, "reference_free"),
-    ({"force_use_ref_model": True, "reference_free": True}, "model.force_use_ref_model: there is no reference"),
-    ({"precompute_ref_batch_size": 2}, "precompute_ref_log_probs"),
-    ({"dpo_eval_enabled": True, "dpo_few_shot_max_samples": 0}, "eval_dataset"),
-    ({"dpo_zero_shot_max_samples": 3}, "dpo_eval_enabled"),
-    ({"use_liger_loss": True}, "leave it out"),
-    ({"label_smoothing": 0.1, "loss_type": "hinge"}, "label_smoothing"),
-], ids=str)  # fmt: skip
-def test_what_cannot_act_is_refused(files: Path, tmp_path: Path, settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        run(files, tmp_path, **settings).build_trainer()
 
 
 def test_an_evaluation_holds_one_batch_of_pairs_at_a_time(files: Path) -> None:
