@@ -31,7 +31,7 @@ OWN_SETTING = {
 def rl_contradictions(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
     train, model = config.train, config.model
     if train.is_set("ds3_gather_for_generation") and config.launch.strategy != "zero3":
-        yield ("train", "ds3_gather_for_generation"), "acts with DeepSpeed ZeRO-3 only (launch.strategy: zero3)"
+        yield ("train", "ds3_gather_for_generation"), "needs launch.strategy: zero3 (DeepSpeed ZeRO-3)"
     if config.algorithm in GROUP_RELATIVE and train.num_generations == 1:
         yield ("train", "num_generations"), "is 1: a group of one has no relative advantage; use at least 2"
     given = reward_models(config)
@@ -152,9 +152,9 @@ def _meta_es(config: RLRunConfig, train: MetaESConfig) -> Iterator[tuple[Path, s
                 f"is 0, so that nothing would depend on the map (target {train.target})",
             )
     if train.target == "mirror" and train.evolved_params:
-        yield ("train", "evolved_params"), "evolve with target rewards or both"
+        yield ("train", "evolved_params"), "needs target: rewards, or both"
     if train.is_set("eval_temperature") and train.eval_k == 1:
-        yield ("train", "eval_temperature"), "acts with eval_k above 1 (1 is greedy)"
+        yield ("train", "eval_temperature"), "needs eval_k above 1 (1 is greedy)"
     if config.launch.is_active:
         yield ("launch",), "Meta-ES starts its processes itself: leave launch out, and set train.num_workers"
 

@@ -35,7 +35,7 @@ NOT_TAKEN = {
     **dict.fromkeys(("guidance_scale", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers"), _OTHER),
 }
 """Arguments of `generate` that would contradict this engine, or not act, and why. Those with a setting of their own are
-refused with the settings (`trainers.online_checks`)."""
+refused with the settings (`config.rl_contradictions`)."""
 
 
 class TransformersEngine:

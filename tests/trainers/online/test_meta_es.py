@@ -236,7 +236,7 @@ def test_genes_refused(params: dict[str, list[float]], message: str) -> None:
 @pytest.mark.parametrize(("settings", "message"), [
     ({"verifier": None}, "verifier: is unset: name the reward"), ({"N": 5}, "must be even"),
     ({"target": "mirror"}, "mirror_coefficient: is 0"), ({"target": "both", "mirror_coefficient": 1.0, "mirror_map": "kl"}, "evolves the neural map"),
-    ({"target": "mirror", "mirror_coefficient": 1.0, "evolved_params": {"digits.scale": [0.0, 2.0]}}, "evolve with target rewards"),
+    ({"target": "mirror", "mirror_coefficient": 1.0, "evolved_params": {"digits.scale": [0.0, 2.0]}}, "needs target: rewards, or both"),
     ({"eval_temperature": 0.5}, "eval_k above 1"), ({"launch": {"launcher": "torchrun"}}, "num_workers"),
     ({"rewards": [{"type": digits}]}, "second reward"), ({"rewards": [{"type": digits}, {"type": longer, "weight": 0.0}]}, "second reward"),
     ({"eval_timeout": 3}, "letters has no time limit"), ({"verifier": digits, "rewards": TWO, "evolved_params": {"digits.scale": [0.0, 2.0]}}, "does not evolve"),
