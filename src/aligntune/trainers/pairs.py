@@ -109,8 +109,10 @@ class PairsSession(Session):
         samples = self.config.logging.sample_logging
         if samples.enabled:
             generator = self.generator
-            prompts = samples.prompts or [question.prompt for question in self.sample_questions]
-            asked = [(prompt, generator.prompt_ids(self._as_prompt(prompt))) for prompt in prompts]
+            asked = [(prompt, generator.prompt_ids(self._as_prompt(prompt))) for prompt in samples.prompts or ()]
+            asked = asked or [
+                (row.prompt, generator.prompt_ids(row.prompt, row.tools)) for row in self.sample_questions
+            ]
             seed, stops = self.config.train.seed, generator.stop_token_ids
             found.append(SampleLogger(samples, asked, generator.engine, self.tokenizer, self.recorder, stops, seed))
         return found
@@ -237,12 +239,16 @@ class PairsSession(Session):
         self._sample(step=int(self.trainer.state.global_step))
 
     def _sample(self, step: int) -> None:
-        asked = self.sample_questions
-        for question, text in zip(asked, self._answer([question.prompt for question in asked], 64)):
+        for question, text in zip(self.sample_questions, self._answer(self.sample_questions, 64)):
             self.recorder.sample(step, {"prompt": question.prompt, "completion": text, "reference": question.reference})
 
-    def _answer(self, prompts: Sequence[Any], max_new_tokens: int) -> list[str]:
-        return self.generator.generate(prompts, max_new_tokens=max_new_tokens) if prompts else []
+    def _answer(self, asked: Sequence[EvaluationRow], max_new_tokens: int) -> list[str]:
+        if not asked:
+            return []
+        prompts = [question.prompt for question in asked]
+        return self.generator.generate(
+            prompts, max_new_tokens=max_new_tokens, tools=[question.tools for question in asked]
+        )
 
     def _as_prompt(self, item: Any) -> Any:
         chats = self.config.sources[0].task_type == "conversation" and self.tokenizer.chat_template is not None
@@ -252,7 +258,7 @@ class PairsSession(Session):
 
     def predict(self, inputs: Sequence[Any], *, max_new_tokens: int | None = None) -> list[str]:  # type: ignore[override]
         """Greedy answers. Each input is a text (a user message where the rows are chats), or a list of messages."""
-        asked = [self._as_prompt(item) for item in questions(inputs)]
+        asked = [EvaluationRow(self._as_prompt(item), "") for item in questions(inputs)]
         return self._answer(asked, max_new_tokens or SHOT_TOKENS)
 
     def preview(self, rows: int = 3) -> list[list[Any]]:

@@ -18,6 +18,7 @@ from aligntune.errors import DataError
 from aligntune.reporting.text import without_timing
 from aligntune.trainers import pairs_evaluating
 from aligntune.trainers.length_groups import GroupsByLength, LengthGroups
+from aligntune.trainers.samples import SampleLogger
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 
@@ -239,6 +240,22 @@ def test_long_rows_come_first_and_a_short_batch_last() -> None:
     assert all(first > second for first, second in batches)
     assert max(first - second for first, second in batches) < 30  # neighbours of 100 random ones lie 2 apart on average
     assert [first for first, _ in batches] != sorted((first for first, _ in batches), reverse=True)
+
+
+def test_what_the_report_shows_is_asked_with_the_tools_of_its_row(files: Path, tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "paint", "description": "", "parameters": {}}}
+    row = {"prompt": [{"role": "user", "content": "say red"}], "tools": [tool]}
+    row |= {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    tiny.write_rows(files / "tools.jsonl", [row])
+    session = run(files, tmp_path, data="tools.jsonl", sample_logging={"enabled": True})
+    session.tokenizer.chat_template = "{{ tools[0].function.name }}: " + tiny.CHATML
+    asked = session.tokenizer("paint: <|im_start|>user\nsay red<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+    [samples] = [callback for callback in session.callbacks() if isinstance(callback, SampleLogger)]
+    assert samples.asked == [(row["prompt"], asked)]
+    seen: list[Any] = []
+    session.generator.engine.generate = lambda prompts, _: seen.extend(prompts) or SimpleNamespace(completion_ids=[[]])
+    session.before()
+    assert seen == [asked]
 
 
 def test_shots_answer_held_out_prompts(files: Path, tmp_path: Path) -> None:
