@@ -59,7 +59,7 @@ def test_shards_are_read_by_transformers(
 @pytest.mark.parametrize("kind", [SFTSession, PairsSession])
 def test_a_session_has_one(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
     made: list[Any] = []
-    monkeypatch.setattr(f"{kind.__module__}.generator_of", lambda session: made.append(session) or object())
+    monkeypatch.setattr("aligntune.trainers.answering.generator_of", lambda session: made.append(session) or object())
     run = object.__new__(kind)
     assert run.generator is run.generator
     assert made == [run]

@@ -18,6 +18,7 @@ from aligntune.errors import ConfigError, DataError, ModelError
 from aligntune.models.save import merged, same_logits
 from aligntune.reporting.text import without_timing
 from aligntune.trainers import sft
+from aligntune.trainers.answering import read_questions
 from shell import aligntune, start
 
 BACKENDS = ["trl", "native"]
@@ -321,16 +322,14 @@ def test_predict_takes_texts_and_messages(files: Path) -> None:
 
 
 def test_predict_refuses_what_is_no_question() -> None:
-    from aligntune.trainers.session import questions
-
     message = {"role": "user", "content": "say red"}
-    assert questions("say red") == ["say red"]
-    assert questions([[message], "say blue"]) == [[message], "say blue"]
+    assert read_questions("say red") == ["say red"]
+    assert read_questions([[message], "say blue"]) == [[message], "say blue"]
     with pytest.raises(DataError, match="put the messages of one conversation into a list of their own"):
-        questions([message])
+        read_questions([message])
     for wrong in (1, {"prompt": "say red"}, [], ["say red"]):
         with pytest.raises(DataError, match="should be a text, or a list of messages"):
-            questions([wrong])
+            read_questions([wrong])
 
 
 def test_nothing_to_evaluate_on(files: Path) -> None:

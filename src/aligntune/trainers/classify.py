@@ -178,12 +178,8 @@ class ClassificationSession(Session):
             entry.check(columns)
         return Scorer(names, self.tags, custom, columns)
 
-    def before(self) -> None:
-        self._sample(step=0)
-
     def after(self) -> None:
         step = int(self.trainer.state.global_step)
-        self._sample(step)
         if self.eval_rows is None:
             return
         kept = self.trainer.state.best_global_step if self.config.schedule.keep_best else step
@@ -194,7 +190,7 @@ class ClassificationSession(Session):
         for kind, title, payload in report_sections(self.scorer.last):
             self.recorder.section(kind, title, payload, group="Classes", step=step)
 
-    def _sample(self, step: int) -> None:
+    def show_samples(self, step: int) -> None:
         chosen = self._sample_examples
         inputs = [example.tokens if isinstance(example, TaggedExample) else example.text for example in chosen]
         for example, found in zip(chosen, self.classifier.predict(inputs), strict=True):

@@ -22,6 +22,7 @@ from aligntune.rewards import RewardSet
 from aligntune.rollouts.base import SamplingParams
 from aligntune.rollouts.rounded import RoundedEngine
 from aligntune.rollouts.select import select_engine
+from aligntune.trainers.answering import read_questions
 from aligntune.trainers.arguments import own_optimizer, training_arguments
 from aligntune.trainers.asking import Asker
 from aligntune.trainers.critic import Critic
@@ -40,7 +41,7 @@ from aligntune.trainers.replica import engine_of_sharded
 from aligntune.trainers.reward_source import reward_model_of
 from aligntune.trainers.rollout_phase import Sampler
 from aligntune.trainers.samples import SampleLogger
-from aligntune.trainers.session import Session, questions
+from aligntune.trainers.session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -327,13 +328,7 @@ class OnlineSession(Session):
 
     # Before and after -----------------------------------------------------------------------------------------------
 
-    def before(self) -> None:
-        self._show(0)
-
-    def after(self) -> None:
-        self._show(int(self.trainer.state.global_step))
-
-    def _show(self, step: int) -> None:
+    def show_samples(self, step: int) -> None:
         """Greedy answers for the report; evaluations write theirs themselves."""
         if self.eval_rows is not None:
             return
@@ -364,7 +359,7 @@ class OnlineSession(Session):
 
     def predict(self, inputs: str | Sequence[Any], *, max_new_tokens: int | None = None) -> list[str]:  # type: ignore[override]
         """Greedy answers. Each input is a text (a user message where prompts are conversations), or a list of messages."""
-        asked = [self.asker(item)[1] for item in questions(inputs)]
+        asked = [self.asker(item)[1] for item in read_questions(inputs)]
         limit = max_new_tokens or self.config.train.max_completion_length
         params = SamplingParams(max_new_tokens=limit, temperature=0.0, stop_token_ids=self.stop_token_ids, seed=0)
         return [self._text(tokens) for tokens in self.engine.generate(asked, params).completion_ids] if asked else []

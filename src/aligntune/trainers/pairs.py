@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from aligntune.algorithms import base as algorithms
 from aligntune.config.rl import DatasetConfig
-from aligntune.data import plain, preview, row_reader, tokenize_pairs
+from aligntune.data import plain, preview, tokenize_pairs
 from aligntune.data.masks import IGNORED
 from aligntune.errors import ModelError
-from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, evaluation_row
+from aligntune.evaluation.answers import EvaluationRow
 from aligntune.evaluation.preference import shot_metrics
 from aligntune.models.tokenizer import load_tokenizer
-from aligntune.trainers.answering import generator_of
+from aligntune.trainers.answering import AnsweringSession
 from aligntune.trainers.arguments import own_optimizer, training_arguments
 from aligntune.trainers.dropout import disable_dropout
 from aligntune.trainers.own import with_own_functions
@@ -25,18 +25,18 @@ from aligntune.trainers.pairs_trainer import PairsTrainer
 from aligntune.trainers.reference import Reference
 from aligntune.trainers.reference_cache import with_reference
 from aligntune.trainers.samples import SampleLogger
-from aligntune.trainers.session import Session, questions
 
 logger = logging.getLogger(__name__)
 
-SAMPLES = 3
-"""Prompts answered before and after training, for the report."""
 SHOT_TOKENS = 256
 """Longest zero-shot or few-shot answer, in tokens, unless `max_target_length` is less."""
 
 
-class PairsSession(Session):
+class PairsSession(AnsweringSession):
     """A run of an algorithm that learns from preference pairs."""
+
+    row_kind = "preference"
+    samples = 3
 
     # Parts ----------------------------------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class PairsSession(Session):
         samples = self.config.logging.sample_logging
         if samples.enabled:
             generator = self.generator
-            asked = [(prompt, generator.prompt_ids(self._as_prompt(prompt))) for prompt in samples.prompts or ()]
+            asked = [(prompt, generator.prompt_ids(self.as_prompt(prompt))) for prompt in samples.prompts or ()]
             asked = asked or [
                 (row.prompt, generator.prompt_ids(row.prompt, row.tools)) for row in self.sample_questions
             ]
@@ -208,58 +208,21 @@ class PairsSession(Session):
     def eval_questions(self) -> list[EvaluationRow]:
         """Held-out prompts with their chosen answers."""
         source = self.config.eval_source
-        return [] if source is None else self._questions(source, self.config.train.dpo_eval_max_samples)
+        return [] if source is None else self.questions(source, self.config.train.dpo_eval_max_samples)
 
-    @cached_property
-    def sample_questions(self) -> list[EvaluationRow]:
-        """A few prompts from the evaluation data, else from the training data."""
-        return self._questions(self.config.eval_source or self.config.sources[0], SAMPLES)
+    @property
+    def chats(self) -> bool:
+        return self.config.sources[0].task_type == "conversation" and self.tokenizer.chat_template is not None
 
-    def _questions(self, source: DatasetConfig, limit: int | None = None) -> list[EvaluationRow]:
-        rows = self.raw_rows(source)
-        reader = row_reader(rows, source, "preference")
-        found: list[EvaluationRow] = []
-        for index, row in enumerate(rows):
-            if limit is not None and len(found) >= limit:
-                break
-            question = evaluation_row(reader(row, index))
-            if question is not None:
-                found.append(question)
-        return found
+    @property
+    def answer_tokens(self) -> int:
+        return SHOT_TOKENS
 
-    @cached_property
-    def generator(self) -> GreedyGenerator:
-        """Greedy answers of the model as it is when asked."""
-        return generator_of(self)
-
-    def before(self) -> None:
-        self._sample(step=0)
-
-    def after(self) -> None:
-        self._sample(step=int(self.trainer.state.global_step))
-
-    def _sample(self, step: int) -> None:
-        for question, text in zip(self.sample_questions, self._answer(self.sample_questions, 64)):
-            self.recorder.sample(step, {"prompt": question.prompt, "completion": text, "reference": question.reference})
-
-    def _answer(self, asked: Sequence[EvaluationRow], max_new_tokens: int) -> list[str]:
-        if not asked:
-            return []
-        prompts = [question.prompt for question in asked]
-        return self.generator.generate(
-            prompts, max_new_tokens=max_new_tokens, tools=[question.tools for question in asked]
-        )
-
-    def _as_prompt(self, item: Any) -> Any:
-        chats = self.config.sources[0].task_type == "conversation" and self.tokenizer.chat_template is not None
-        return [{"role": "user", "content": item}] if chats and isinstance(item, str) else item
+    @property
+    def sample_tokens(self) -> int:
+        return 64
 
     # What a user calls ----------------------------------------------------------------------------------------------
-
-    def predict(self, inputs: Sequence[Any], *, max_new_tokens: int | None = None) -> list[str]:  # type: ignore[override]
-        """Greedy answers. Each input is a text (a user message where the rows are chats), or a list of messages."""
-        asked = [EvaluationRow(self._as_prompt(item), "") for item in questions(inputs)]
-        return self._answer(asked, max_new_tokens or SHOT_TOKENS)
 
     def preview(self, rows: int = 3) -> list[list[Any]]:
         """Tokens of the first pairs, the chosen side and then the rejected one, each token with whether it is trained."""

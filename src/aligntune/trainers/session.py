@@ -21,7 +21,6 @@ import torch
 from datasets import Dataset
 
 from aligntune.config.dump import origin_rows, to_yaml
-from aligntune.config.problems import short
 from aligntune.config.resolve import Resolved
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.data import load_rows, mix, rows_fingerprint, use_template
@@ -42,20 +41,6 @@ logger = logging.getLogger(__name__)
 
 HEAD = 1000
 """Raw rows that a preview reads at least."""
-
-
-def questions(inputs: Any) -> list[Any]:
-    """What `predict` is asked: texts, or conversations as lists of messages; a text alone is a list of one."""
-    asked = [inputs] if isinstance(inputs, str) else list(inputs)
-    for item in asked:
-        chat = isinstance(item, (list, tuple)) and all(isinstance(part, Mapping) and "role" in part for part in item)
-        if not isinstance(item, str) and not (chat and item):
-            alone = isinstance(item, Mapping) and "role" in item
-            raise DataError(
-                f"predict: each input should be a text, or a list of messages ({{'role': ..., 'content': ...}}), got {short(item)}"
-                + ("; put the messages of one conversation into a list of their own" if alone else "")
-            )
-    return asked
 
 
 class Session(ABC):
@@ -253,8 +238,9 @@ class Session(ABC):
     def build_trainer(self) -> Any:
         """The `transformers.Trainer` of this run."""
 
-    def before(self) -> None:  # noqa: B027  (a hook)
-        """Called before training, with everything loaded."""
+    @abstractmethod
+    def show_samples(self, step: int) -> None:
+        """Record what the model says to a few rows: before the first step and after the last, for the report."""
 
     def after(self) -> None:  # noqa: B027  (a hook)
         """Called after training and evaluation, before the model is saved."""
@@ -304,11 +290,12 @@ class Session(ABC):
         if is_main_process():
             self.directory.write_json(self.directory.provenance.name, facts)
         if checkpoint is None:
-            self.before()
+            self.show_samples(0)
         trainer = self.trainer = self.build_trainer()
         attach_recorder(trainer, self.recorder, self.directory if is_main_process() else None)
         fit(trainer, checkpoint)
         self.metrics = self.final_metrics(trainer)
+        self.show_samples(int(trainer.state.global_step))
         self.after()
         state = full_state(trainer)
         if is_main_process():

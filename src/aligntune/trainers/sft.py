@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,28 +20,26 @@ from aligntune.data import (
     pack,
     plain,
     preview,
-    row_reader,
     tokenize_sft,
 )
-from aligntune.data.examples import TextExample
-from aligntune.evaluation.answers import EvaluationRow, GreedyGenerator, evaluation_row
+from aligntune.data.examples import Example, TextExample
+from aligntune.evaluation.answers import EvaluationRow
 from aligntune.evaluation.evaluator import AnswerEvaluator
 from aligntune.evaluation.registry import check_best_metric, metrics_from_config
 from aligntune.models.forward import causal_model, check_packed, runs_padded, use_padding
 from aligntune.models.positions import check_positions
 from aligntune.models.tokenizer import load_tokenizer
-from aligntune.trainers.answering import generator_of
+from aligntune.trainers.answering import AnsweringSession
 from aligntune.trainers.own import own_token_loss
-from aligntune.trainers.session import Session, questions
 
 logger = logging.getLogger(__name__)
 
-SAMPLES = 4
-"""Questions answered before and after training, for the report."""
 
-
-class SFTSession(Session):
+class SFTSession(AnsweringSession):
     """A run of one of the four language-modelling tasks."""
+
+    row_kind = "sft"
+    samples = 4
 
     # Parts ----------------------------------------------------------------------------------------------------------
 
@@ -136,7 +134,7 @@ class SFTSession(Session):
     def evaluator(self) -> AnswerEvaluator | None:
         """Metrics of answers to the evaluation rows, checked; None when the run asks for none."""
         source = self.config.eval_source
-        rows = [] if source is None else [row for row in self._questions(source) if row.columns.get("_text") is None]
+        rows = [] if source is None else [row for row in self.questions(source) if row.columns.get("_text") is None]
         metrics = metrics_from_config(self.config.evaluation, has_references=bool(rows))
         others = ["loss", "runtime"] + (["perplexity"] if self.config.evaluation.compute_perplexity else [])
         if self.config.schedule.keep_best:
@@ -155,62 +153,29 @@ class SFTSession(Session):
         evaluator.check()
         return evaluator
 
-    def _questions(self, source: DatasetConfig, limit: int | None = None) -> list[EvaluationRow]:
-        """Prompts with reference answers. Raw text is cut in the middle, and marked, since its rest is no answer."""
-        rows = self.raw_rows(source)
-        reader = row_reader(rows, source)
-        found: list[EvaluationRow] = []
-        for index, row in enumerate(rows):
-            if limit is not None and len(found) >= limit:
-                break
-            example = reader(row, index)
-            kept = {name: row[name] for name in row if isinstance(name, str)}
-            question = _cut_text(example.text) if isinstance(example, TextExample) else evaluation_row(example, kept)
-            if question is not None:
-                found.append(question)
-        return found
+    # Questions ------------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def generator(self) -> GreedyGenerator:
-        """Greedy answers of the model as it is when asked."""
-        return generator_of(self)
+    @property
+    def chats(self) -> bool:
+        return any(not isinstance(question.prompt, str) for question in self.sample_questions)
 
-    def before(self) -> None:
-        self._sample(step=0)
+    @property
+    def answer_tokens(self) -> int:
+        return self.config.evaluation.max_new_tokens
 
-    def after(self) -> None:
-        self._sample(step=int(self.trainer.state.global_step))
+    def question(self, example: Example, columns: Mapping[str, Any]) -> EvaluationRow | None:
+        """Raw text is cut in the middle, and marked, since its rest is no answer."""
+        return _cut_text(example.text) if isinstance(example, TextExample) else super().question(example, columns)
 
-    def _sample(self, step: int) -> None:
-        for question, text in zip(self.sample_questions, self._answer(self.sample_questions)):
-            self.recorder.sample(step, {"prompt": question.prompt, "completion": text, "reference": question.reference})
-
-    @cached_property
-    def sample_questions(self) -> list[EvaluationRow]:
-        """A few questions from the evaluation data, else from the training data."""
-        return self._questions(self.config.eval_source or self.config.sources[0], SAMPLES)
-
-    def _answer(self, asked: Sequence[EvaluationRow], max_new_tokens: int | None = None) -> list[str]:
-        if not asked:
-            return []
+    def answers(self, asked: Sequence[EvaluationRow], max_new_tokens: int) -> list[str]:
+        """No longer than half of what the model can read."""
+        settings = self.config.model
         longest = (
-            getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-            or self.config.model.max_seq_length
+            getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or settings.max_seq_length
         )
-        limit = min(max_new_tokens or self.config.evaluation.max_new_tokens, max(1, longest // 2))
-        prompts = [question.prompt for question in asked]
-        return self.generator.generate(prompts, max_new_tokens=limit, tools=[question.tools for question in asked])
+        return super().answers(asked, min(max_new_tokens, max(1, longest // 2)))
 
     # What a user calls ----------------------------------------------------------------------------------------------
-
-    def predict(self, inputs: Sequence[Any], *, max_new_tokens: int | None = None) -> list[str]:  # type: ignore[override]
-        """Greedy answers. Each input is a text (a user message where the rows are chats), or a list of messages."""
-        chats = any(not isinstance(question.prompt, str) for question in self.sample_questions)
-        asked = [
-            EvaluationRow([{"role": "user", "content": item}] if chats and isinstance(item, str) else item, "")
-            for item in questions(inputs)
-        ]
-        return self._answer(asked, max_new_tokens)
 
     def preview(self, rows: int = 3) -> list[list[Any]]:
         """Tokens of the first rows, each with whether it is trained."""

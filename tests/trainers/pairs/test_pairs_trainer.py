@@ -254,7 +254,7 @@ def test_what_the_report_shows_is_asked_with_the_tools_of_its_row(files: Path, t
     assert samples.asked == [(row["prompt"], asked)]
     seen: list[Any] = []
     session.generator.engine.generate = lambda prompts, _: seen.extend(prompts) or SimpleNamespace(completion_ids=[[]])
-    session.before()
+    session.show_samples(0)
     assert seen == [asked]
 
 
