@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aligntune.backends.base import Run, missing
-from aligntune.config import applies
 from aligntune.config.launch import SHARDED
 from aligntune.config.run import SFTRunConfig
 from aligntune.errors import ConfigError
@@ -37,12 +36,5 @@ class NativeBackend:
             )
         return model
 
-    def build_trainer(self, session: Any, callbacks: Sequence[Any]) -> Any:
-        if session.config.algorithm in applies.ALL:
-            from aligntune.trainers.compiling import compile_model
-
-            compile_model(session)
-            return session.native_trainer(callbacks)
-        from aligntune.trainers.sft import native_sft_trainer
-
-        return native_sft_trainer(session, callbacks)
+    def build_trainer(self, session: Session, callbacks: Sequence[Any]) -> Any:
+        return session.native_trainer(callbacks)

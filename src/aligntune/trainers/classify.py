@@ -131,7 +131,7 @@ class ClassificationSession(Session):
 
     # Training -------------------------------------------------------------------------------------------------------
 
-    def build_trainer(self) -> Any:
+    def native_trainer(self, callbacks: Sequence[Any]) -> ClassificationTrainer:
         train = self.config.train
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -159,7 +159,7 @@ class ClassificationSession(Session):
                 eval_dataset=self.eval_rows,
                 processing_class=self.tokenizer,
                 compute_metrics=self.scorer,
-                callbacks=self.callbacks(),
+                callbacks=list(callbacks),
             )
 
     @cached_property

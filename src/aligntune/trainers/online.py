@@ -25,6 +25,7 @@ from aligntune.rollouts.select import select_engine
 from aligntune.trainers.answering import read_questions
 from aligntune.trainers.arguments import own_optimizer, training_arguments
 from aligntune.trainers.asking import Asker
+from aligntune.trainers.compiling import compile_model
 from aligntune.trainers.critic import Critic
 from aligntune.trainers.dropout import disable_dropout
 from aligntune.trainers.held_out import HeldOut
@@ -211,7 +212,7 @@ class OnlineSession(Session):
         self._advise()
         for section in self.spec.sections(self.config.train):
             self.recorder.section(**section)
-        return self._backend.build_trainer(self, self.callbacks())
+        return super().build_trainer()
 
     def callbacks(self) -> list[Any]:
         found = [*super().callbacks(), self.engine]
@@ -248,7 +249,7 @@ class OnlineSession(Session):
         )  # fmt: skip
 
     def native_trainer(self, callbacks: Sequence[Any]) -> OnlineTrainer:
-        """Our own trainer of this run."""
+        compile_model(self)
         arguments = training_arguments(
             self.config,
             self.directory.checkpoints,

@@ -19,6 +19,7 @@ from aligntune.evaluation.preference import shot_metrics
 from aligntune.models.tokenizer import load_tokenizer
 from aligntune.trainers.answering import AnsweringSession
 from aligntune.trainers.arguments import own_optimizer, training_arguments
+from aligntune.trainers.compiling import compile_model
 from aligntune.trainers.dropout import disable_dropout
 from aligntune.trainers.own import with_own_functions
 from aligntune.trainers.pairs_trainer import PairsTrainer
@@ -101,9 +102,6 @@ class PairsSession(AnsweringSession):
 
     # Training -------------------------------------------------------------------------------------------------------
 
-    def build_trainer(self) -> Any:
-        return self._backend.build_trainer(self, self.callbacks())
-
     def callbacks(self) -> list[Any]:
         found = super().callbacks()
         samples = self.config.logging.sample_logging
@@ -126,7 +124,7 @@ class PairsSession(AnsweringSession):
         }
 
     def native_trainer(self, callbacks: Sequence[Any]) -> PairsTrainer:
-        """Our own trainer of this run."""
+        compile_model(self)
         for sentence in self.spec.advice(self.config.train):
             self.recorder.note(sentence, level="warning")
         rows, held_out, reference = self.with_reference()

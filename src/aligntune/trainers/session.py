@@ -31,6 +31,7 @@ from aligntune.reporting import Recorder, RunDirectory, provenance, recording
 from aligntune.trainers.arguments import splits
 from aligntune.trainers.callbacks import attach_recorder
 from aligntune.trainers.keeping import keeping_callbacks
+from aligntune.trainers.native import NativeTrainer
 from aligntune.trainers.own import own_callbacks
 from aligntune.trainers.parallel import full_state, wait_for_all
 from aligntune.trainers.quiet import quiet_libraries
@@ -234,9 +235,13 @@ class Session(ABC):
         """What the trainer calls beside its own: those that keep the best weights, then the user's."""
         return [*keeping_callbacks(self.config), *own_callbacks(self.config)]
 
-    @abstractmethod
     def build_trainer(self) -> Any:
-        """The `transformers.Trainer` of this run."""
+        """The `transformers.Trainer` of this run, by its backend."""
+        return self._backend.build_trainer(self, self.callbacks())
+
+    @abstractmethod
+    def native_trainer(self, callbacks: Sequence[Any]) -> NativeTrainer:
+        """Our own trainer of this run, which is what the native backend builds."""
 
     @abstractmethod
     def show_samples(self, step: int) -> None:

@@ -30,7 +30,10 @@ from aligntune.models.forward import causal_model, check_packed, runs_padded, us
 from aligntune.models.positions import check_positions
 from aligntune.models.tokenizer import load_tokenizer
 from aligntune.trainers.answering import AnsweringSession
+from aligntune.trainers.arguments import own_optimizer, training_arguments
+from aligntune.trainers.compiling import compile_model
 from aligntune.trainers.own import own_token_loss
+from aligntune.trainers.packed_sft import PackedRowsCollator, PackedSFTTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +124,38 @@ class SFTSession(AnsweringSession):
             "prediction_loss_only": True,
         }
 
-    def build_trainer(self) -> Any:
-        return self._backend.build_trainer(self, self.callbacks())
+    def native_trainer(self, callbacks: Sequence[Any]) -> PackedSFTTrainer:
+        """One padding-free forward, the head on trained tokens only."""
+        train, rows, held_out = self.config.train, self.train_rows, self.eval_rows
+        if not train.packing and hasattr(rows, "__len__"):  # a stream's are checked as they come
+            check_positions(causal_model(self.model), max(rows["length"][:]))
+        if problem := check_packed(self.model):
+            logger.info("rows are padded: %s", problem)
+            use_padding(self.model)
+        compile_model(self)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            arguments = training_arguments(
+                self.config, self.directory.checkpoints, self.precision, **self.loader_arguments()
+            )
+            trainer = PackedSFTTrainer(
+                self.model,
+                arguments,
+                token_loss=_token_loss(train),
+                micro_batch_tokens=train.micro_batch_tokens,
+                data_collator=PackedRowsCollator(
+                    train.pad_to_multiple_of, train.micro_batch_tokens, padded=runs_padded(self.model)
+                ),
+                train_dataset=rows.with_format("numpy"),
+                eval_dataset=None if held_out is None else held_out.with_format("numpy"),
+                processing_class=self.tokenizer,
+                callbacks=list(callbacks),
+                **own_optimizer(self.config, arguments),
+            )
+        if train.activation_offloading:
+            trainer.offload_activations()
+        self.set_up_evaluation(trainer)
+        return trainer
 
     def set_up_evaluation(self, trainer: Any) -> None:
         """Give a trainer with `LanguageModelEvaluation` the metrics that the run asks for."""
@@ -197,42 +230,3 @@ def _token_loss(train: TrainingConfig) -> Callable[[Tensor], Tensor] | None:
     if train.loss_function is not None:
         return own_token_loss(train.loss_function)
     return {"nll": None, "dft": dft}[train.loss_type]
-
-
-def native_sft_trainer(session: SFTSession, callbacks: Sequence[Any]) -> Any:
-    """Our own trainer: one padding-free forward, the head on trained tokens only."""
-    from aligntune.trainers.arguments import own_optimizer, training_arguments
-    from aligntune.trainers.compiling import compile_model
-    from aligntune.trainers.packed_sft import PackedRowsCollator, PackedSFTTrainer
-
-    rows = session.train_rows
-    if not session.config.train.packing and hasattr(rows, "__len__"):  # a stream's are checked as they come
-        check_positions(causal_model(session.model), max(rows["length"][:]))
-    if problem := check_packed(session.model):
-        logger.info("rows are padded: %s", problem)
-        use_padding(session.model)
-    compile_model(session)
-    budget = session.config.train.micro_batch_tokens
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        arguments = training_arguments(
-            session.config, session.directory.checkpoints, session.precision, **session.loader_arguments()
-        )
-        trainer = PackedSFTTrainer(
-            session.model,
-            arguments,
-            token_loss=_token_loss(session.config.train),
-            micro_batch_tokens=budget,
-            data_collator=PackedRowsCollator(
-                session.config.train.pad_to_multiple_of, budget, padded=runs_padded(session.model)
-            ),
-            train_dataset=session.train_rows.with_format("numpy"),
-            eval_dataset=None if session.eval_rows is None else session.eval_rows.with_format("numpy"),
-            processing_class=session.tokenizer,
-            callbacks=list(callbacks),
-            **own_optimizer(session.config, arguments),
-        )
-    if session.config.train.activation_offloading:
-        trainer.offload_activations()
-    session.set_up_evaluation(trainer)
-    return trainer
