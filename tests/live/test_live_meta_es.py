@@ -12,7 +12,6 @@ import pytest
 import tiny
 from aligntune.algorithms import evolution as es
 from aligntune.config.algorithms import MetaESConfig, NeuralMirrorConfig
-from aligntune.trainers.meta_es import Evolution
 from live.cases import Case, Observe, observed
 
 ROOT: dict[str, Path] = {}
@@ -57,13 +56,13 @@ def left(s: Any) -> list[str]:
 
 
 def first(s: Any) -> list[float]:
-    found: list[float] = Evolution(s).state.center.tolist()
+    found: list[float] = s.evolution().state.center.tolist()
     return found
 
 
 def progress(s: Any) -> int:
     """Centres since the last progress, after fitnesses of 0.1 and 0.5."""
-    state = Evolution(s).state
+    state = s.evolution().state
     for fitness in (0.1, 0.5):
         state = es.observe(state, s.config.train, fitness)
     return state.stale
@@ -72,7 +71,7 @@ def progress(s: Any) -> int:
 def stepped(s: Any) -> Any:
     """The candidates of the generation after one in which they got 0.1 and 0.5."""
     config = s.config.train
-    state = es.update(Evolution(s).state, config, [0.1, 0.5])
+    state = es.update(s.evolution().state, config, [0.1, 0.5])
     return [candidate.parameters.tolist() for candidate in es.candidates(state, config)]
 
 
@@ -84,7 +83,7 @@ class Remembered:
 
 
 def resumed(s: Any) -> int:
-    return Evolution(s).state.generation
+    return s.evolution().state.generation
 
 
 def processes(s: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -41,6 +41,14 @@ class Outcome:
     tokens: int = 0
     seconds: float = 0.0
     log: list[dict[str, Any]] = field(default_factory=list)
+
+
+Jobs = Sequence[tuple[Tensor, int]]
+"""(theta, seed) of each candidate."""
+Done = Callable[[int, Outcome], None]
+"""Told the place of a job, and what became of it."""
+Measure = Callable[[Jobs, Done], list[Outcome]]
+"""The outcome of each job, in order; `done` is told as they come."""
 
 
 class StartWeights:
@@ -101,6 +109,14 @@ class Candidates:
             outcome.error = f"{type(error).__name__}: {error}"
         outcome.seconds = time.perf_counter() - started
         return outcome
+
+    def measure(self, jobs: Jobs, done: Done) -> list[Outcome]:
+        """See `Measure`."""
+        found = []
+        for place, (theta, seed) in enumerate(jobs):
+            found.append(self(theta, seed))
+            done(place, found[-1])
+        return found
 
     @contextmanager
     def at_start(self) -> Iterator[None]:

@@ -3,43 +3,34 @@
 A generation measures its centre and `N` candidates around it (`algorithms.evolution`): each trains the policy `T` steps from
 the same weights (`candidates`), and the verifier scores its answers to held-out prompts. The best centre's rewards and map
 then train the policy that is saved, as in any online run.
-
-`evolution.json` holds the state after each generation, exact to the bit, with the settings that it depends on: a run that
-was killed goes on from there, and `train.resume` continues that of another run.
 """
 
 from __future__ import annotations
 
-import json
 import random
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from aligntune.algorithms import base as algorithms
-from aligntune.algorithms import evolution as es
-from aligntune.algorithms.evolution import EvolutionState
 from aligntune.algorithms.mirror_pictures import mirror_sections
-from aligntune.config.algorithms import MetaESConfig
 from aligntune.config.dump import origin_rows
 from aligntune.config.enums import AlgorithmType
 from aligntune.data import rows_fingerprint
 from aligntune.errors import ConfigError, DataError, RewardError
 from aligntune.reporting.sinks import logger_names
-from aligntune.reporting.trail import dumps
 from aligntune.rewards import RewardSet
 from aligntune.rewards.base import get as get_reward
 from aligntune.rollouts.base import SamplingParams
-from aligntune.trainers.candidates import Candidates, Fitness, Outcome
+from aligntune.trainers.candidates import Candidates, Fitness
 from aligntune.trainers.evolution_report import evolution_sections
+from aligntune.trainers.evolving import Evolution
 from aligntune.trainers.genome import Genome
 from aligntune.trainers.online import OnlineSession
-from aligntune.trainers.workers import Jobs, Workers
+from aligntune.trainers.workers import Workers
 
 MAY_CHANGE = {
     "logging", "eval_dataset", "eval_split", "backend", "fallback", "skip_backends", "train.meta_iterations", "train.patience", "train.min_delta",
@@ -184,12 +175,12 @@ class MetaESSession(OnlineSession):
 
     def evolve(self) -> Tensor:
         """Evolve to the end, from the saved state where there is one; returns the best centre."""
-        train, steps = self.config.train, Evolution(self)
+        count, steps = self.config.train.num_workers, self.evolution()
         self.reference_of_candidates()
-        workers = Workers(self, train.num_workers) if train.num_workers > 1 and not steps.finished else None
+        workers = Workers(self, count) if count > 1 and not steps.finished else None
         try:
             while not steps.finished:
-                steps.generation(workers.measure if workers is not None else self._measure)
+                steps.generation((workers or self.candidates).measure)
         finally:
             if workers is not None:
                 workers.close()
@@ -202,18 +193,15 @@ class MetaESSession(OnlineSession):
             )
         return steps.state.best
 
+    def evolution(self) -> Evolution:
+        """The evolution of this run as its folder has it, or its start."""
+        return Evolution(self.genome, self.config.train, self.recorder, self.directory, self.problem())
+
     def reference_of_candidates(self) -> None:
         """The reference is the policy before anything is trained."""
         self.candidates  # noqa: B018
         if self.spec.needs(self.config.train).reference:
             self.reference  # noqa: B018
-
-    def _measure(self, jobs: Jobs, done: Callable[[int, Outcome], None]) -> list[Outcome]:
-        found = []
-        for place, (theta, seed) in enumerate(jobs):
-            found.append(self.candidates(theta, seed))
-            done(place, found[-1])
-        return found
 
     def _sections(self, steps: Evolution) -> list[dict[str, Any]]:
         best = steps.state.best
@@ -229,174 +217,3 @@ class MetaESSession(OnlineSession):
             "fitness prompts": rows_fingerprint(self.fitness_rows),
             "prompts": rows_fingerprint(self.train_rows),
         }
-
-
-class Evolution:
-    """The evolution of one run: its state, its history (one record a generation), and their files."""
-
-    def __init__(self, session: MetaESSession) -> None:
-        self.session, self.genome, self.recorder = session, session.genome, session.recorder
-        self.config: MetaESConfig = session.config.train
-        self.state: EvolutionState = es.start(self.genome.start(), self.config)
-        self.history: list[dict[str, Any]] = []
-        self.observed = False
-        """Whether the present centre's fitness is known."""
-        self.centre_fitness: float | None = None
-        self._spent: Mapping[str, Any] = {}
-        """The record of a generation that is taken up again: its centre is measured, and its cost counts."""
-        self.last_error = ""
-        self.problem = session.problem()
-        own = session.directory.evolution
-        if own.exists() or self.config.resume is not None:
-            self._load(own if own.exists() else _state_file(self.config.resume or ""))
-
-    @property
-    def finished(self) -> bool:
-        return self.observed and es.finished(self.state, self.config)
-
-    def generation(self, measure: Callable[[Jobs, Callable[[int, Outcome], None]], list[Outcome]]) -> None:
-        """Measure the centre and, unless it is the last, the candidates around it; take a step; save."""
-        state, seed, started = self.state, es.training_seed(self.state, self.config), time.perf_counter()
-        around = es.candidates(state, self.config) if state.generation < self.config.meta_iterations else []
-        centre = [] if self.observed else [state.center]
-        jobs = [(theta, seed) for theta in [*centre, *(candidate.parameters for candidate in around)]]
-        finished = 0
-
-        def done(place: int, outcome: Outcome) -> None:
-            nonlocal finished
-            finished += 1
-            self._progress(state.generation, finished, len(jobs))
-            self._debug(state, jobs[place][0], place - len(centre), outcome)
-
-        self._progress(state.generation, 0, len(jobs))
-        outcomes = measure(jobs, done)
-        if centre:
-            self.centre_fitness = outcomes[0].fitness
-            self.state, self.observed = es.observe(self.state, self.config, self.centre_fitness), True
-        fitness = [outcome.fitness for outcome in outcomes[len(centre) :]]
-        self._note_errors(state.generation, outcomes)
-        record = self._record(state, outcomes[: len(centre)], outcomes[len(centre) :])
-        record["perf/seconds"] = time.perf_counter() - started
-        if not es.finished(self.state, self.config):
-            if not es.surviving_pairs(fitness):
-                raise RewardError(
-                    f"every candidate pair of generation {state.generation} failed, so there is nothing to learn from. The first "
-                    f"error: {self.last_error}. Mend that; where training diverges, fewer steps (T), a smaller sigma or a smaller "
-                    "learning_rate help"
-                )
-            self.state, self.observed = es.update(self.state, self.config, fitness), False
-        self.history.append(record)
-        self._save()
-        self._show(record)
-
-    def _record(self, state: EvolutionState, centre: Sequence[Outcome], around: Sequence[Outcome]) -> dict[str, Any]:
-        """What is kept of a generation; names with `perf/` differ between two equal runs."""
-        alive = [outcome.fitness for outcome in around if outcome.fitness is not None]
-        everyone = [*centre, *around]
-        found = {
-            "generation": state.generation,
-            "fitness": self.centre_fitness,
-            "candidates/mean": sum(alive) / len(alive) if alive else None,
-            "candidates/min": min(alive, default=None),
-            "candidates/max": max(alive, default=None),
-            "candidates/failed": len(around) - len(alive),
-            "best_fitness": self.state.best_fitness,
-            "sigma": es.sigma(state, self.config),
-            "cost/trainings": len(everyone),
-            "cost/steps": sum(outcome.steps for outcome in everyone),
-            "cost/tokens": sum(outcome.tokens for outcome in everyone),
-            "perf/training_seconds": sum(outcome.seconds for outcome in everyone),
-            "numbers": self.genome.numbers(state.center),
-        }
-        for name in ("cost/trainings", "cost/steps", "cost/tokens", "perf/training_seconds"):
-            found[name] += self._spent.get(name, 0)
-        self._spent = {}
-        return found
-
-    def _note_errors(self, generation: int, outcomes: Sequence[Outcome]) -> None:
-        errors = [outcome.error for outcome in outcomes if outcome.error]
-        if errors:
-            self.last_error = errors[0]
-            self.recorder.note(
-                f"generation {generation}: {len(errors)} training(s) failed, the first with {errors[0]}", "warning"
-            )
-
-    def _progress(self, generation: int, finished: int, of: int) -> None:
-        size, total = self.config.N + 1, (self.config.meta_iterations + 1) * (self.config.N + 1) - self.config.N
-        self.recorder.progress(generation * size + finished + (size - of if self.observed else 0), total, "evolution")
-
-    def _show(self, record: Mapping[str, Any]) -> None:
-        """Tell the recorder: numbers of this generation as metrics of the split `evolution`."""
-        values = {
-            name: value for name, value in record.items() if name not in ("generation", "numbers") and value is not None
-        }
-        values |= {f"evolved/{name}": value for name, value in record["numbers"].items()}
-        self.recorder.metrics(record["generation"], values, split="evolution")
-
-    def _debug(self, state: EvolutionState, theta: Tensor, candidate: int, outcome: Outcome) -> None:
-        if self.config.debug_mode:
-            line = {"generation": state.generation, "candidate": candidate, **vars(outcome)}
-            line |= {"numbers": self.genome.numbers(theta), "theta": theta.tolist()}
-            with (self.session.directory.path / "candidates.jsonl").open("a", encoding="utf-8") as file:
-                file.write(dumps(line) + "\n")
-
-    # Files ----------------------------------------------------------------------------------------------------------
-
-    def _save(self) -> None:
-        directory = self.session.directory
-        saved = {"state": self.state.to_dict(self.config), "observed": self.observed}
-        directory.write_json("evolution.json", saved | {"history": self.history, "problem": self.problem})
-        directory.write_text("evolution.jsonl", "".join(dumps(record) + "\n" for record in self.history))
-
-    def _load(self, path: Path) -> None:
-        """Continue a saved evolution; ConfigError names the settings in which it differs from this run."""
-        saved = _read_state(path)
-        differing = [
-            name
-            for name in {**saved["problem"], **self.problem}
-            if saved["problem"].get(name) != self.problem.get(name)
-        ]
-        if differing:
-            shown = ", ".join(
-                f"{name} (saved {saved['problem'].get(name)}, now {self.problem.get(name)})" for name in differing
-            )
-            raise ConfigError(
-                f"{path} belongs to another config: {shown}. Use its settings, or start anew without resume"
-            )
-        self.state = EvolutionState.from_dict(saved["state"], self.config, self.genome.size)
-        self.observed, self.history = saved["observed"], saved["history"]
-        if self.observed:  # it had ended here
-            self.centre_fitness = self.history[-1]["fitness"]
-            if not self.finished:
-                self._spent = self.history.pop()
-        self._drop_debug_of_the_future()
-        known = {row["step"] for row in self.session.directory.metrics.rows() if row.get("split") == "evolution"}
-        for record in self.history:  # the trail of a run that starts again from here has lost them
-            if record["generation"] not in known:
-                self._show(record)
-        self.recorder.note(f"the evolution goes on at generation {self.state.generation} ({path})")
-
-    def _drop_debug_of_the_future(self) -> None:
-        path = self.session.directory.path / "candidates.jsonl"
-        if path.exists():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["generation"] < self.state.generation]
-            self.session.directory.write_text("candidates.jsonl", "".join(f"{line}\n" for line in kept))
-
-
-def _state_file(given: str) -> Path:
-    path = Path(given).expanduser()
-    path = path / "evolution.json" if path.is_dir() else path
-    if not path.is_file():
-        raise ConfigError(f"train.resume: there is no {path}; give the folder of a Meta-ES run, or its evolution.json")
-    return path
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: is damaged or no text ({error}); resume from another evolution.json") from error
-    if not isinstance(saved, dict) or not {"state", "observed", "history", "problem"} <= saved.keys():
-        raise ConfigError(f"{path}: is not the evolution.json of a Meta-ES run; resume from that of one")
-    return saved

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
@@ -22,13 +22,10 @@ from aligntune.config.dump import plain_tree
 from aligntune.config.resolve import resolve
 from aligntune.errors import BackendError, ConfigError
 from aligntune.stopping import end_with
-from aligntune.trainers.candidates import Outcome
+from aligntune.trainers.candidates import Done, Jobs, Outcome
 
 if TYPE_CHECKING:
     from aligntune.trainers.meta_es import MetaESSession
-
-Jobs = Sequence[tuple[Tensor, int]]
-"""(theta, seed) of each candidate."""
 
 STARTS = 3
 """Deaths in a row after which workers are given up."""
@@ -55,8 +52,8 @@ class Workers:
         for _ in range(count):
             self._start()
 
-    def measure(self, jobs: Jobs, done: Callable[[int, Outcome], None]) -> list[Outcome]:
-        """The outcome of each job, in order; `done(place, outcome)` is told as they come."""
+    def measure(self, jobs: Jobs, done: Done) -> list[Outcome]:
+        """See `Measure`."""
         found: dict[int, Outcome] = {}
         waiting = list(enumerate(jobs))
         busy: dict[Any, int] = {}

@@ -13,7 +13,7 @@ from es_rewards import digits, longer
 from safetensors.torch import load_file
 
 from aligntune.reporting.text import without_timing
-from aligntune.trainers.meta_es import Evolution
+from aligntune.trainers.evolving import Evolution
 
 Evolve = Callable[..., Any]
 TWO = [{"type": digits, "weight": 0.5}, {"type": longer, "weight": 2.0}]

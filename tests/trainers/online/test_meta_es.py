@@ -127,7 +127,9 @@ def test_failed_candidates_drop_their_pair(evolve: Evolve, tmp_path: Path) -> No
 
 def test_all_failed(evolve: Evolve) -> None:
     broken = [{"type": digits}, {"type": "es_rewards:broken"}]
-    with pytest.raises(RewardError, match=r"(?s)generation 0 failed.*no score today.*fewer steps"):
+    with pytest.raises(
+        RewardError, match=r"(?s)generation 0: every candidate pair.*fewer training steps.*no score today"
+    ):
         evolve(rewards=broken).train()
 
 
