@@ -74,8 +74,7 @@ class Fitness:
 
     def __init__(self, session: MetaESSession, rows: Any, verifier: RewardSet, params: SamplingParams) -> None:
         self.session, self.rows, self.verifier, self.params = session, rows, verifier, params
-        train = session.config.train
-        self.batch = train.per_device_eval_batch_size if train.is_set("per_device_eval_batch_size") else 64
+        self.batch = session.eval_batch
 
     def __call__(self, seed: int) -> float:
         scores: list[float] = []

@@ -292,9 +292,15 @@ class OnlineSession(Session):
         """The evaluation on held-out prompts, or None without any."""
         if self.eval_rows is None:
             return None
+        return HeldOut(
+            self.eval_rows, self.engine, self.rewards, self.tokenizer, self.greedy, self.recorder, self.eval_batch
+        )
+
+    @property
+    def eval_batch(self) -> int:
+        """Prompts that are answered at a time where answers are only judged."""
         train = self.config.train
-        batch = train.per_device_eval_batch_size if train.is_set("per_device_eval_batch_size") else 64
-        return HeldOut(self.eval_rows, self.engine, self.rewards, self.tokenizer, self.greedy, self.recorder, batch)
+        return train.per_device_eval_batch_size if train.is_set("per_device_eval_batch_size") else 64
 
     def _critic(self) -> Critic:
         model = self.config.model
