@@ -9,7 +9,8 @@ from rich.console import Console
 from aligntune.errors import ConfigError
 from aligntune.reporting import Recorder
 from aligntune.reporting.console import LiveConsole, PlainConsole, open_console, shown_values
-from aligntune.reporting.text import duration, is_timing, label, metric, number, short, value_text, without_timing
+from aligntune.reporting.text import duration, is_timing, label, metric, number, short, value_text
+from comparing import without_timing
 
 LOGS = {
     "loss": 1.23456,

@@ -8,9 +8,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from aligntune.reporting import Recorder, RunDirectory, Sink
 from aligntune.reporting.events import TrailSink
-from aligntune.reporting.text import without_timing
 from aligntune.trainers import callbacks
 from aligntune.trainers.callbacks import attach_recorder, split_of
+from comparing import without_timing
 
 ROWS, LENGTH, PADDING, BATCH = 32, 6, 2, 2
 TOKENS_PER_STEP = BATCH * (LENGTH - PADDING)

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 import tiny
 from aligntune.core.backend_factory import create_rl_trainer, create_sft_trainer
 from aligntune.errors import BackendError, ConfigError
-from aligntune.reporting.text import without_timing
 from aligntune.trainers.packed_sft import PackedRowsCollator
 from aligntune.trainers.pair_batches import Pairs
 from aligntune.trainers.passes import BoundedPasses, cut
+from comparing import without_timing
 
 # Cutting --------------------------------------------------------------------------------------------------------------
 

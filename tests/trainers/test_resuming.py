@@ -12,7 +12,7 @@ import pytest
 import tiny
 from aligntune.api import create_sft_trainer
 from aligntune.errors import ConfigError
-from aligntune.reporting.text import without_timing
+from comparing import without_timing
 
 
 @pytest.fixture(scope="module")

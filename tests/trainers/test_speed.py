@@ -16,8 +16,8 @@ from aligntune.errors import AlignTuneError, ConfigError
 from aligntune.models import precision
 from aligntune.models.kernels import compile as kernels
 from aligntune.optim.split_adamw import SplitAdamW
-from aligntune.reporting.text import without_timing
 from aligntune.trainers import compiling
+from comparing import without_timing
 
 
 @pytest.fixture

@@ -151,9 +151,3 @@ def push_folder(folder: Path, repo_id: str, *, private: bool) -> str:
     url = api.create_repo(repo_id, private=private, exist_ok=True)
     api.upload_folder(folder_path=str(folder), repo_id=repo_id)
     return str(url)
-
-
-@torch.no_grad()
-def same_logits(one: Any, other: Any, input_ids: torch.Tensor) -> float:
-    """Largest difference of two models' logits on `input_ids` [B, T]: the check after a merge or an export."""
-    return float((one(input_ids).logits.float() - other(input_ids).logits.float()).abs().max())

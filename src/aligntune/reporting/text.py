@@ -6,8 +6,6 @@ These functions are for reading only; the JSON lines keep every digit.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 LABELS = {
     "loss": "Loss",
@@ -34,11 +32,6 @@ def is_timing(name: str) -> bool:
     Everything else in `metrics.jsonl` is the same for a run that was killed and resumed.
     """
     return name.startswith(("perf/", "timing/")) or name.endswith(_TIMING_ENDS)
-
-
-def without_timing(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a metrics row that two runs of the same config on the same machine share."""
-    return {name: value for name, value in row.items() if not is_timing(name)}
 
 
 def label(name: str) -> str:

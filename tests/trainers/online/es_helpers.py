@@ -12,8 +12,8 @@ import torch
 from es_rewards import digits, longer
 from safetensors.torch import load_file
 
-from aligntune.reporting.text import without_timing
 from aligntune.trainers.evolving import Evolution
+from comparing import without_timing
 
 Evolve = Callable[..., Any]
 TWO = [{"type": digits, "weight": 0.5}, {"type": longer, "weight": 2.0}]

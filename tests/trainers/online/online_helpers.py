@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import tiny
-from aligntune.reporting.text import without_timing
+from comparing import without_timing
 
 
 def digits(completion: str) -> float:

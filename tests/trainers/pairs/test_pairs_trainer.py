@@ -15,10 +15,10 @@ from datasets import Dataset
 import tiny
 from aligntune.core.backend_factory import create_rl_trainer
 from aligntune.errors import DataError
-from aligntune.reporting.text import without_timing
 from aligntune.trainers import pairs_evaluating
 from aligntune.trainers.length_groups import GroupsByLength, LengthGroups
 from aligntune.trainers.samples import SampleLogger
+from comparing import without_timing
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 
