@@ -88,8 +88,7 @@ class ClassificationSession(Session):
         """With `row`, the place of each row, by which predictions find theirs again."""
         source = self.config.eval_source
         if source is None:
-            if self.config.logging.eval_strategy != "no":
-                logger.info("no evaluation data (eval_dataset or eval_split): evaluation and keeping the best model are off")  # fmt: skip
+            self.say_that_evaluation_is_off()
             return None
         rows = self._tokenized(self._eval_source, source, self.eval_labels)
         return rows.add_column("row", list(range(len(rows))))
@@ -106,10 +105,6 @@ class ClassificationSession(Session):
         )  # fmt: skip
         settle(model, self.tokenizer)
         return model
-
-    @property
-    def load_kwargs(self) -> dict[str, Any]:
-        return dict(self.config.train.dataset_kwargs)
 
     @cached_property
     def max_length(self) -> int:

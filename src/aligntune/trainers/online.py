@@ -221,17 +221,8 @@ class OnlineSession(Session):
             asked = (
                 [self.asker(text) for text in samples.prompts] if samples.prompts is not None else self._first_prompts()
             )
-            found.append(
-                SampleLogger(
-                    samples,
-                    asked,
-                    self.engine,
-                    self.tokenizer,
-                    self.recorder,
-                    self.stop_token_ids,
-                    self.config.train.seed,
-                )
-            )
+            stops, seed = self.stop_token_ids, self.config.train.seed
+            found.append(SampleLogger(samples, asked, self.engine, self.tokenizer, self.recorder, stops, seed))
         return found
 
     def optimizer_steps(self) -> int:

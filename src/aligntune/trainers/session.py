@@ -164,7 +164,8 @@ class Session(ABC):
         """The rows of a dataset before they are tokenised; read once a session."""
         key = repr(source)
         if key not in self._read:
-            self._read[key] = load_rows(source, seed=self.data_seed, load_kwargs=self.load_kwargs)
+            options = getattr(self.config.train, "dataset_kwargs", {})  # of SFT alone
+            self._read[key] = load_rows(source, seed=self.data_seed, load_kwargs=options)
         return self._read[key]
 
     def first_rows(self, count: int) -> Any:
@@ -181,10 +182,11 @@ class Session(ABC):
                     return part.train_rows
         return self.train_rows
 
-    @property
-    def load_kwargs(self) -> dict[str, Any]:
-        """Further arguments of `datasets.load_dataset`."""
-        return {}
+    def say_that_evaluation_is_off(self) -> None:
+        if self.config.logging.eval_strategy != "no":
+            logger.info(
+                "no evaluation data (eval_dataset or eval_split): evaluation and keeping the best model are off"
+            )
 
     def mixed(self, parts: Sequence[Any]) -> Any:
         """The training datasets' tokenised rows as one: by weight where a weight was given, else every row once."""

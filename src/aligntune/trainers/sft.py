@@ -61,7 +61,7 @@ class SFTSession(AnsweringSession):
     def eval_rows(self) -> Any | None:
         source = self.config.eval_source
         if source is None:
-            self._say_that_evaluation_is_off()
+            self.say_that_evaluation_is_off()
             return None
         self.train_rows  # noqa: B018  (they decide the template of a tokenizer that has none)
         train = self.config.train
@@ -71,10 +71,6 @@ class SFTSession(AnsweringSession):
     @cached_property
     def model(self) -> Any:
         return self._backend.load_policy(self, tokenizer=self.tokenizer)
-
-    @property
-    def load_kwargs(self) -> dict[str, Any]:
-        return dict(self.config.train.dataset_kwargs)
 
     @property
     def collator(self) -> PackedCollator | PaddedCollator:
@@ -100,13 +96,6 @@ class SFTSession(AnsweringSession):
         if not packing:
             return rows
         return pack(rows, self.config.model.max_seq_length, self.config.train.packing_strategy)
-
-    def _say_that_evaluation_is_off(self) -> None:
-        wanted = self.config.logging.eval_strategy != "no"
-        if wanted:
-            logger.info(
-                "no evaluation data (eval_dataset or eval_split): evaluation and keeping the best model are off"
-            )
 
     # Training -------------------------------------------------------------------------------------------------------
 
@@ -174,14 +163,9 @@ class SFTSession(AnsweringSession):
             check_best_metric(self.config.train.metric_for_best_model, metrics, others)
         if not metrics:
             return None
-        limits = self.config.evaluation
+        limits, seed = self.config.evaluation, self.config.train.seed
         evaluator = AnswerEvaluator(
-            self.generator,
-            rows,
-            metrics,
-            limits.max_new_tokens,
-            limits.max_samples_for_quality_metrics,
-            self.config.train.seed,
+            self.generator, rows, metrics, limits.max_new_tokens, limits.max_samples_for_quality_metrics, seed
         )
         evaluator.check()
         return evaluator
