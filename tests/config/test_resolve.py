@@ -130,7 +130,8 @@ def test_forms_of_overrides() -> None:
     ({"report_to": ["wandb"]}, "logging.loggers", ["wandb"]), ({"fp16": True}, "model.precision", "fp16"),
     ({"bf16": False}, "model.precision", "fp32"), ({"precision": "fp32"}, "train.bf16", False),
     ({"use_flash_attention_2": True}, "model.attn_implementation", "flash_attention_2"),
-    ({"use_flash_attention_2": False}, "model.attn_implementation", "sdpa"),
+    ({"use_flash_attention_2": False}, "model.attn_implementation", "sdpa"), ({"attn_implementation": "auto"}, "train.use_flash_attention_2", None),
+    ({"attn_implementation": "sdpa"}, "train.use_flash_attention_2", False),
     ({"use_gradient_checkpointing": False}, "model.gradient_checkpointing", False),
     ({"train": {"gradient_checkpointing": False}}, "model.gradient_checkpointing", False),
     ({"use_trl": True}, "backend", "trl"), ({"use_unsloth": True}, "backend", "unsloth"),
@@ -215,13 +216,16 @@ def test_a_typo_in_an_argument() -> None:
 
 @pytest.mark.parametrize(("algorithm", "given", "message"), [
     ("dpo", {"kl_coef": 0.2}, "DPO's strength is beta"), ("dpo", {"grpo_beta": 0.2}, "beta"),
-    ("ppo", {"beta": 0.2}, "kl_coef"), ("grpo", {"rpo_alpha": 1.0}, "used by dpo"), ("ppo", {"num_generations": 4}, "no effect"),
+    ("ppo", {"beta": 0.2}, "kl_coef"), ("grpo", {"rpo_alpha": 1.0}, "used by dpo"), ("ppo", {"num_generations": 4}, r"no effect with ppo \(used by dapo, dr_grpo, grpo, gspo, meta_es, neural_mirror_grpo\)"),
     ("grpo", {"gamma": 0.9}, "used by ppo"), ("grpo", {"gspo_delta": 0.1}, "used by gspo"), ("grpo", {"num_generations": 1}, "at least 2"),
     ("dpo", {"eval_split": "test", "load_best_model_at_end": True}, "load_best_model_at_end: needs evaluations: set eval_strategy"),
     ("grpo", {"reward_path": "a", "reward_model_name": "b"}, "keep one"), ("dpo", {"rewards": ["length"]}, "preference pairs"),
     ("grpo", {"rewards": []}, "no reward model"), ("meta_es", {"N": 7}, "must be even"),
     ("grpo", {"reward_weights": [1.0, 2.0]}, "2 entries for 1"), ("dpo", {"label_pad_token_id": 0}, "-100"),
     ("dpo", {"loss_type": "sigmoidal"}, "should be one of sigmoid"), ("grpo", {"scale_rewards": "std"}, "group, batch, none"),
+    ("dpo", {"ref_model_sync_steps": 3}, "ref_model_sync_steps: needs sync_ref_model"), ("dpo", {"ref_model_mixup_alpha": 0.5}, "alpha: needs sync_ref_model"),
+    ("grpo", {"sync_ref_model": True, "kl_coef": 0.0}, "needs a reference: kl_coef is 0"), ("grpo", {"use_logits_to_keep": False}, "cannot be turned off"),
+    ("grpo", {"vllm_gpu_memory_utilization": 0.5}, "needs fast_inference"), ("grpo", {"ds3_gather_for_generation": True}, "ZeRO-3 only"),
 ])  # fmt: skip
 def test_rl_refusals(algorithm: str, given: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -238,6 +242,15 @@ def test_rl_refusals(algorithm: str, given: dict[str, object], message: str) -> 
     ({"epochs": "3"}, "whole number, got '3'"), ({"percent": 120.0}, "less than or equal to 100"), ({"dataset_name": None}, "dataset.name: .*"),
     ({"eval_split": "test", "eval_interval": 30, "save_interval": 100}, "not a multiple of eval_interval 30"),
     ({"datasets": ["a", "b"]}, "not both"), ({"algorithm": "dpo"}, "this trainer runs sft"), ({"algorithm": "foo"}, "should be one of"),
+    ({"completion_only_loss": False, "assistant_only_loss": True}, "contradict each other"),
+    ({"eval_split": "test", "eval_strategy": "epoch", "save_strategy": "steps", "load_best_model_at_end": True}, "load_best_model_at_end: needs checkpoints"),
+    ({"selective_checkpointing": "half", "compile": False}, "needs compiled layers"),
+    ({"selective_checkpointing": "half", "gradient_checkpointing": True}, "gradient_checkpointing: true exclude each other"),
+    ({"activation_offloading": True, "compile": True}, "model.compile: true exclude each other"),
+    ({"activation_offloading": True, "selective_checkpointing": "mlp"}, "model.selective_checkpointing: mlp exclude each other"),
+    ({"optimizer": "adamw_split", "task_type": "text_classification", "num_labels": 2}, "adamw_split is for language modelling"),
+    ({"optimizer": "adamw_split", "use_peft": True}, "adamw_split is for full fine-tuning"), ({"optimizer": "adamw_split", "precision": "fp32"}, "splits bfloat16 weights: .* not fp32"),
+    ({"optimizer": "adamw_split_bf16", "launch": {"launcher": "accelerate", "strategy": "zero2"}}, "adamw_split_bf16 needs whole weights"),
 ])  # fmt: skip
 def test_sft_refusals(given: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -271,9 +284,25 @@ def test_missing_file() -> None:
     ("dapo", {}, "train.cliprange_high", 0.28), ("dapo", {"cliprange_high": None}, "train.cliprange_high", 0.28),
     ("grpo", {}, "train.cliprange_high", None),
     ("nmgrpo", {}, "train.kl_coef", 0.0), ("meta_es", {}, "train.init_scale", 0.0), ("meta_es", {"target": "mirror"}, "train.init_scale", 0.01), ("dpo", {}, "train.epochs", 1), ("dpo", {"max_steps": 5}, "train.epochs", None),
+    ("dpo", {"eval_split": "test", "eval_strategy": "steps", "load_best_model_at_end": True}, "train.metric_for_best_model", "eval_rewards/accuracies"),
+    ("grpo", {"eval_split": "test", "eval_strategy": "steps", "load_best_model_at_end": True}, "train.metric_for_best_model", "eval_reward"),
+    ("grpo", {"eval_split": "test", "eval_strategy": "steps", "load_best_model_at_end": True}, "train.greater_is_better", True),
+    ("dpo", {"eval_split": "test", "eval_strategy": "steps", "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}, "train.greater_is_better", False),
+    ("dpo", {"eval_split": "test", "eval_strategy": "steps", "load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}, "train.greater_is_better", True),
+    ("grpo", {"batch_size": 2}, "train.num_generations", 2), ("grpo", {"batch_size": 1}, "train.num_generations", 8),
+    ("grpo", {"batch_size": 1}, "train.gradient_accumulation_steps", 8), ("grpo", {"batch_size": 6, "num_generations": 4}, "train.gradient_accumulation_steps", 2),
+    ("grpo", {"batch_size": 8, "num_generations": 4}, "train.gradient_accumulation_steps", 1),
+    ("grpo", {"selective_checkpointing": "half"}, "model.gradient_checkpointing", False),
+    ("dpo", {"optimizer": "adamw_split", "use_peft": False, "precision": "bf16"}, "train.optimizer", "adamw_split"),
+    ("dpo", {"metric_for_best_model": None}, "train.greater_is_better", False),
 ])  # fmt: skip
 def test_derived(algorithm: str, given: dict[str, object], path: str, value: object) -> None:
     assert {row[0]: row[1] for row in rl(algorithm, **given).rows()}[path] == value
+
+
+@pytest.mark.parametrize(("batch", "why"), [(2, "per_device_batch_size"), (1, "per_device_batch_size is below 2")])
+def test_why_a_group_has_its_size(batch: int, why: str) -> None:
+    assert str(rl("grpo", batch_size=batch).origin("train", "num_generations")).endswith(f"({why})")
 
 
 def test_the_save_interval_fits_the_evaluations() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
+from aligntune.algorithms.batch import Loss
 from aligntune.core.backend_factory import create_rl_trainer, create_sft_trainer
 from aligntune.errors import BackendError, ConfigError
 from aligntune.trainers.packed_sft import PackedRowsCollator
 from aligntune.trainers.pair_batches import Pairs
-from aligntune.trainers.passes import BoundedPasses, cut
+from aligntune.trainers.passes import BoundedPasses, SharesInPieces, cut
 from comparing import without_timing
 
 # Cutting --------------------------------------------------------------------------------------------------------------
@@ -198,7 +200,7 @@ def test_another_backend_gives_way(files: Path, tmp_path: Path) -> None:
 # Processes ------------------------------------------------------------------------------------------------------------
 
 
-class Told(BoundedPasses):
+class Told(SharesInPieces):
     """A process of several, whose neighbour has three pieces."""
 
     micro_batch_tokens = 9
@@ -232,3 +234,21 @@ def test_gradients_are_reduced_once_and_shards_are_read_in_step() -> None:
     seen = [(piece, counts, model.training, sharded.waiting) for piece, counts in sharded.passes(model, "ab")]
     assert seen == [("a", True, True, False), ("b", True, True, False), ("b", False, False, False)]
     assert model.training
+
+
+def test_a_repeated_piece_adds_nothing() -> None:
+    """Two pieces of three under FSDP on two processes: (1 + 2) * 2, since gradients are averaged over processes."""
+    trainer: Any = Told(True)
+    sent: list[float] = []
+    trainer.accelerator.backward = lambda value: sent.append(float(value))
+    trainer.is_deepspeed_enabled = False
+    trainer.compute_loss_context_manager = nullcontext
+    losses = {"a": 1.0, "b": 2.0}
+    value, metrics = trainer.train_on(
+        torch.nn.Linear(1, 1),
+        "ab",
+        lambda piece: Loss(torch.tensor(losses[piece]), {"of": torch.tensor(losses[piece])}),
+    )
+    assert float(value) == 6
+    assert sent == [2, 4, 0]
+    assert [float(entry["of"]) for entry in metrics] == [1, 2]

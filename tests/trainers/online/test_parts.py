@@ -20,6 +20,7 @@ from aligntune.errors import AlignTuneError, MissingExtra, ModelError
 from aligntune.rewards import RewardSet
 from aligntune.rewards.model import load
 from aligntune.trainers import online_state
+from aligntune.trainers.online_trainer import OnlineTrainer
 
 Run = Callable[..., Any]
 
@@ -212,6 +213,25 @@ def test_why_nothing_carries_loss(
 
 def never(completion: str) -> float | None:
     return None
+
+
+def test_dropout_acts_in_the_update_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampled and old log-probabilities are those of the model that is saved, in every phase."""
+    seen: list[tuple[str, bool]] = []
+
+    def watch(name: str) -> None:
+        plain = getattr(OnlineTrainer, name)
+
+        def watched(self: Any, *given: Any, **named: Any) -> Any:
+            seen.append((name, self.model.training))
+            return plain(self, *given, **named)
+
+        monkeypatch.setattr(OnlineTrainer, name, watched)
+
+    for name in ("_rollout", "_measure", "loss_of"):
+        watch(name)
+    run(use_peft=True, disable_dropout=False, lora_dropout=0.5, max_steps=2, kl_coef=0.1).train()
+    assert seen == [("_rollout", False), ("_measure", False), ("loss_of", True)] * 2
 
 
 def test_equal_rewards_move_nothing(run: Run) -> None:

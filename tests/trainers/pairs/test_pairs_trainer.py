@@ -11,12 +11,17 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import Trainer
 
 import tiny
+from aligntune.algorithms.batch import Normalizers
 from aligntune.core.backend_factory import create_rl_trainer
 from aligntune.errors import DataError
+from aligntune.models.forward import use_padding
 from aligntune.trainers import pairs_evaluating
 from aligntune.trainers.length_groups import GroupsByLength, LengthGroups
+from aligntune.trainers.pair_batches import Pairs
+from aligntune.trainers.pairs_trainer import PairsTrainer
 from aligntune.trainers.samples import SampleLogger
 from comparing import without_timing
 
@@ -181,6 +186,58 @@ def test_evaluation_does_not_depend_on_its_batches(files: Path, tmp_path: Path, 
     assert found[0] == pytest.approx(found[1], abs=1e-5)
     assert found[0] == pytest.approx(found[2], abs=1e-5)
     assert found[0]["eval_rewards/accuracies"] * 7 == pytest.approx(round(found[0]["eval_rewards/accuracies"] * 7))
+
+
+def test_dropout_acts_in_training_alone(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the step after an evaluation, too."""
+    seen: list[tuple[bool, bool]] = []
+    plain = PairsTrainer.loss_of
+
+    def watched(self: Any, model: Any, *given: Any) -> Any:
+        seen.append((torch.is_grad_enabled(), model.training))
+        return plain(self, model, *given)
+
+    monkeypatch.setattr(PairsTrainer, "loss_of", watched)
+    run(
+        files, tmp_path, use_peft=True, disable_dropout=False, lora_dropout=0.5, max_steps=2,
+        eval_dataset=str(files / "held.jsonl"), eval_strategy="steps", eval_interval=1,
+    ).train()  # fmt: skip
+    assert len(lines(tmp_path, "eval")) == 3
+    assert [training for grad, training in seen if grad] == [True, True]
+    assert not any(training for grad, training in seen if not grad)
+
+
+def test_a_step_counts_what_is_trained() -> None:
+    """Without a prompt an answer's first token has no predictor: 2 + (3 - 1) tokens of chosen answers in 2 pairs."""
+    told: Any = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1), needs=SimpleNamespace(whole_batch=False))
+    pieces = [Pairs([[1]], [[4, 5]], [[6]]), Pairs([[]], [[6, 7, 8]], [[9, 9, 9, 9]])]
+    steps = PairsTrainer._steps(told, pieces)
+    assert [step.totals for step in steps] == [Normalizers(2, 4)] * 2
+
+
+def test_a_padded_model_is_cut_by_padded_tokens() -> None:
+    """3 + 5 and 2 + 2 tokens; padded 10 and 4: within 12 together, padded only one by one."""
+    pairs = Pairs([[1, 1], [2]], [[4], [5]], [[7, 7, 7], [8]])
+    model = tiny.model()
+    told: Any = SimpleNamespace(model=model, micro_batch_tokens=12, _steps=list)
+    for sizes in ([2], [1, 1]):
+        ((batch,), _) = PairsTrainer.get_batch_samples(told, iter([{"pairs": pairs}]), 2, None)
+        assert [len(piece) for piece, _ in batch["pieces"]] == sizes
+        use_padding(model)
+
+
+def test_a_log_holds_the_mean_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, float]] = []
+    monkeypatch.setattr(Trainer, "log", lambda self, logs, *given: seen.append(dict(logs)))
+    trainer: Any = PairsTrainer.__new__(PairsTrainer)
+    trainer.accelerator, trainer.args = (
+        SimpleNamespace(reduce=lambda values, how: values),
+        SimpleNamespace(device="cpu"),
+    )
+    trainer._logged = [{"loss": torch.tensor(9.0), "kl/chosen": torch.tensor(value)} for value in (1.0, 3.0, 8.0)]
+    for logs in ({"eval_loss": 0.5}, {"loss": 0.25}, {"loss": 0.125}):
+        trainer.log(logs)
+    assert seen == [{"eval_loss": 0.5}, {"loss": 0.25, "kl/chosen": 4.0}, {"loss": 0.125}]
 
 
 def test_it_learns_which_answers_are_preferred(files: Path, tmp_path: Path) -> None:
