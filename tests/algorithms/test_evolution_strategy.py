@@ -143,6 +143,15 @@ def test_the_best_centre_is_kept_and_patience_runs_out():
     assert failed.best_fitness == 0.61
 
 
+def test_a_fitness_that_stands_still_is_no_improvement():
+    """Not with `min_delta` 0 either; and the first centre begins with all of its patience."""
+    config = MetaESConfig(N=2, patience=1, min_delta=0.0, meta_iterations=100)
+    state = fresh(config)
+    assert (state.stale, es.finished(state, config)) == (0, False)
+    state = es.observe(es.observe(state, config, 0.5), config, 0.5)
+    assert (state.stale, es.finished(state, config)) == (1, True)
+
+
 def test_generations_run_out():
     config = MetaESConfig(N=2, meta_iterations=1)
     state = fresh(config)

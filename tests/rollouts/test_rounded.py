@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,3 +57,28 @@ def test_new_weights_are_heard_and_an_error_leaves_the_masters() -> None:
     with pytest.raises(Exception, match="prompt"):
         engine.generate([[]], PARAMS)
     assert {parameter.dtype for parameter in masters.parameters()} == {torch.float32}
+
+
+def test_one_copy_serves_all_rollouts_until_it_is_released() -> None:
+    """Captured graphs read where the copy lies; weights that are not float32 have none."""
+    model = tiny.model()
+    model.model.norm.to(torch.bfloat16)
+    seen: list[dict[str, tuple[int, torch.dtype]]] = []
+    told: list[str] = []
+
+    def generate(*_: Any) -> None:
+        seen.append({name: (weight.data_ptr(), weight.dtype) for name, weight in model.named_parameters()})
+
+    spy: Any = SimpleNamespace(
+        name="spy", generate=generate, release=lambda: told.append("release"), update_weights=lambda: told.append("new")
+    )
+    engine = RoundedEngine(spy, model, torch.bfloat16)
+    for _ in range(2):
+        engine.generate(PROMPTS, PARAMS)
+    assert seen[0] == seen[1]
+    assert {dtype for _, dtype in seen[0].values()} == {torch.bfloat16}
+    own = {name: weight.data_ptr() for name, weight in model.named_parameters()}
+    assert [name for name, (place, _) in seen[0].items() if place == own[name]] == ["model.norm.weight"]
+    engine.update_weights()
+    engine.release()
+    assert (engine.name, told, engine._copies) == ("spy", ["new", "release"], {})

@@ -29,6 +29,13 @@ def test_transformers_for_models_that_graph_cannot_run(capped_model):
     assert "soft-capping" in why
 
 
+def test_transformers_for_a_model_on_several_devices(model):
+    model.model.norm.to("meta")
+    engine, why = select_engine(model)
+    assert engine.name == "transformers"
+    assert "several devices" in why
+
+
 def test_compiled_layers_are_not_compiled_once_more_for_the_trial(model):
     def compiled(*args, **kwargs):
         raise AssertionError("the trial runs the plain layers")
