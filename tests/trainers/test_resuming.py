@@ -1,17 +1,22 @@
-"""What a run makes of a checkpoint: of another end, an early stop, another folder, and of damage."""
+"""What a run makes of a checkpoint: of another end, an early stop, another folder, and of damage; and which it keeps."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from transformers import TrainerState
 
 import tiny
 from aligntune.api import create_sft_trainer
 from aligntune.errors import ConfigError
+from aligntune.trainers.keeping import SaveBest
+from aligntune.trainers.resuming import _BestCheckpoint, _read_optimizer, other_rows
 from comparing import without_timing
 
 
@@ -82,6 +87,21 @@ def test_a_run_that_was_moved_keeps_its_best_weights(files: Path, tmp_path: Path
     assert moved.trainer.evaluate()["eval_loss"] == pytest.approx(first.metrics["eval_loss"], abs=1e-6)
 
 
+def test_the_best_weights_of_a_copied_run_are_its_own(tmp_path: Path) -> None:
+    """The folder of that name beside the checkpoint; elsewhere only where there is none; gone, the best is sought anew."""
+    written, copied = (checkpoint(tmp_path / name, 2) for name in ("first", "copy"))
+
+    def corrected() -> tuple[Any, ...]:
+        state = TrainerState(best_model_checkpoint=str(written), best_metric=0.5, best_global_step=2)
+        _BestCheckpoint(checkpoint(tmp_path / "copy", 4), state.best_model_checkpoint).correct(state)
+        return state.best_model_checkpoint, state.best_metric, state.best_global_step
+
+    assert corrected() == (None, None, None)
+    for folder in (written, copied):
+        folder.mkdir(parents=True)
+        assert corrected() == (str(folder), 0.5, 2)
+
+
 def test_without_the_best_weights_the_numbers_are_those_of_the_weights_that_are_kept(
     files: Path, tmp_path: Path
 ) -> None:
@@ -138,3 +158,54 @@ def test_other_rows_than_before_are_named(files: Path, tmp_path: Path, change: d
     said = [line for line in warnings_of(tmp_path / "out") if "the run that is resumed" in line]
     assert len(said) == bool(says)
     assert all(says in line for line in said)
+
+
+def test_what_provenance_does_not_say_is_no_difference(tmp_path: Path) -> None:
+    def provenance(train: str | None, held_out: str = "x", rows: int = 5, **more: int) -> dict[str, Any]:
+        sets = (("train", rows, train), ("eval", 3, held_out))
+        return {"data": [{"role": role, "rows": count, "fingerprint": mark} for role, count, mark in sets], **more}
+
+    file, now = tmp_path / "provenance.json", provenance("a", rows_per_step=2)
+    assert other_rows(file, now) == []
+    for then in (provenance("a", "y"), provenance(None), provenance("a", rows_per_step=2)):
+        file.write_text(json.dumps(then))
+        assert other_rows(file, now) == []
+    file.write_text(json.dumps(provenance("b", rows=4, rows_per_step=3)))
+    rows, step = other_rows(file, now)
+    assert "(4 then, 5 now)" in rows
+    assert "had 3 rows, and has 2 now" in step
+    file.write_text("{")
+    assert other_rows(file, now) == []
+
+
+@pytest.mark.parametrize(("raised", "said"), [
+    (ValueError("sizes"), r"its run trained other weights than this one \(sizes\)"), (ConfigError("own words"), "^own words$"),
+])  # fmt: skip
+def test_an_optimiser_that_cannot_be_read(raised: Exception, said: str) -> None:
+    def read(_: Any) -> None:
+        raise raised
+
+    trainer = SimpleNamespace(optimizer=torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1))
+    with pytest.raises(ConfigError, match=said):
+        _read_optimizer(trainer, read, "checkpoint-2")
+
+
+# Keeping --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("greater", "best", "value", "saves"), [
+    (False, None, 9.0, True), (False, 2.0, 1.0, True), (False, 2.0, 2.0, False), (False, 2.0, 3.0, False),
+    (True, None, -9.0, True), (True, 2.0, 3.0, True), (True, 2.0, 2.0, False), (True, 2.0, 1.0, False), (True, 0.0, -1.0, False),
+])  # fmt: skip
+def test_a_better_evaluation_is_saved(greater: bool, best: float | None, value: float, saves: bool) -> None:
+    for name in ("f1", "eval_f1"):
+        args = SimpleNamespace(metric_for_best_model=name, greater_is_better=greater)
+        control = SimpleNamespace(should_save=False)
+        SaveBest().on_evaluate(args, SimpleNamespace(best_metric=best), control, {"eval_f1": value, "eval_loss": 0.0})
+        assert control.should_save is saves
+
+
+def test_a_metric_that_is_not_computed_is_named() -> None:
+    args = SimpleNamespace(metric_for_best_model=None, greater_is_better=False)
+    with pytest.raises(ConfigError, match=r"eval_loss is not computed; the metrics are eval_f1$"):
+        SaveBest().on_evaluate(args, SimpleNamespace(best_metric=None), None, {"eval_f1": 1.0, "epoch": 1.0})

@@ -127,7 +127,8 @@ def _read_optimizer(trainer: Any, read: Any, checkpoint: str | None) -> None:
 
 
 class _BestCheckpoint(TrainerCallback):
-    """Where the best evaluation's weights are now: a checkpoint names the folder they were written to, and runs are moved."""
+    """Where the best evaluation's weights are now: a checkpoint names the folder they were written to, and runs are moved or
+    copied, after which that folder may hold those of another run."""
 
     def __init__(self, checkpoint: Path, written: str | None) -> None:
         self.checkpoints, self.written = checkpoint.parent, written
@@ -137,7 +138,7 @@ class _BestCheckpoint(TrainerCallback):
         if self.written is None:
             return
         written = Path(self.written)
-        found = next((folder for folder in (written, self.checkpoints / written.name) if folder.is_dir()), None)
+        found = next((folder for folder in (self.checkpoints / written.name, written) if folder.is_dir()), None)
         if found is None:
             logger.warning("%s, the best evaluation's checkpoint, is gone: the best is sought anew", written)
             state.best_metric = state.best_global_step = None
