@@ -18,7 +18,8 @@ import tiny
 from aligntune.algorithms.batch import Loss
 from aligntune.core.backend_factory import create_rl_trainer, create_sft_trainer
 from aligntune.errors import BackendError, ConfigError
-from aligntune.trainers.packed_sft import PackedRowsCollator
+from aligntune.models.packed import PackedRows
+from aligntune.trainers.packed_sft import PackedRowsCollator, PackedSFTTrainer
 from aligntune.trainers.pair_batches import Pairs
 from aligntune.trainers.passes import BoundedPasses, SharesInPieces, cut
 from comparing import without_timing
@@ -76,6 +77,22 @@ def test_packed_rows_are_cut_between_documents() -> None:
     assert whole["rows"].input_ids.tolist() == batch["input_ids"].tolist()
     filled = PackedRowsCollator(pad_to_multiple_of=4, micro_batch_tokens=7)(rows)["pieces"]
     assert [piece["rows"].input_ids.shape[1] for piece in filled] == [8, 8]
+    padded = PackedRowsCollator(micro_batch_tokens=7, padded=True)(rows)[
+        "pieces"
+    ]  # (3, 2) are 6 tokens, (4, 3) would be 8
+    assert [piece["rows"].cu_seqlens.diff().tolist() for piece in padded] == [[3, 2], [4], [5]]
+
+
+@pytest.mark.parametrize(("total", "averages", "number"), [(None, True, 4), (12, True, 6), (12, False, 12)])
+def test_what_a_loss_divides_by(total: int | None, averages: bool, number: int) -> None:
+    """Its own 4 trained tokens, or the 12 of the optimiser batch: gradients are averaged over the 2 processes, so half where these
+    are of both. Without any the loss is 0, not a number divided by 0."""
+    trainer: Any = PackedSFTTrainer.__new__(PackedSFTTrainer)
+    trainer.args = SimpleNamespace(average_tokens_across_devices=averages)
+    trainer.accelerator = SimpleNamespace(num_processes=2)
+    rows = PackedRows.from_completions([[1], [2]], [[3, 4, 5], [6]])
+    assert trainer._number([{"rows": rows}], total) == number
+    assert trainer._number([{"rows": PackedRows.build([[1, 2]], [[False, False]])}], None) == 1
 
 
 def test_pairs_stay_whole() -> None:

@@ -189,13 +189,15 @@ def test_evaluation_does_not_depend_on_its_batches(files: Path, tmp_path: Path, 
 
 
 def test_dropout_acts_in_training_alone(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the step after an evaluation, too."""
+    """In the step after an evaluation, too, and after whoever leaves the model without dropout."""
     seen: list[tuple[bool, bool]] = []
     plain = PairsTrainer.loss_of
 
     def watched(self: Any, model: Any, *given: Any) -> Any:
         seen.append((torch.is_grad_enabled(), model.training))
-        return plain(self, model, *given)
+        found = plain(self, model, *given)
+        self.model.eval()
+        return found
 
     monkeypatch.setattr(PairsTrainer, "loss_of", watched)
     run(
