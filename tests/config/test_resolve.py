@@ -144,7 +144,7 @@ def test_sft_synonyms(given: dict[str, object], path: str, value: object) -> Non
     ("grpo", {"lora_rank": 7}, "model.lora_r", 7), ("grpo", {"peft_enabled": False}, "model.use_peft", False),
     ("grpo", {"grpo_beta": 0.3}, "train.kl_coef", 0.3), ("grpo", {"beta": 0.3}, "train.kl_coef", 0.3),
     ("grpo", {"kl_coef": 0.3}, "train.grpo_beta", 0.3), ("grpo", {"response_length": 9}, "train.max_completion_length", 9),
-    ("ppo", {"response_length": 9}, "train.max_completion_length", 9), ("ppo", {}, "train.max_completion_length", 128),
+    ("ppo", {"kl_coef": 0.3}, "train.beta", 0.1), ("ppo", {"response_length": 9}, "train.max_completion_length", 9), ("ppo", {}, "train.max_completion_length", 128),
     ("grpo", {}, "train.max_completion_length", 256), ("grpo", {"eval_steps": 5}, "train.eval_interval", 5),
     ("dpo", {"column_mapping": {"a": "b"}}, "dataset.field_mappings", {"a": "b"}),
     ("dpo", {"train": {"precompute_ref_log_probs": True}}, "dataset.precompute_ref_log_probs", True),

@@ -75,15 +75,14 @@ def _own_defaults(train: TrainingConfig) -> Iterator[tuple[Path, Any, str]]:
 
 
 def _group_relative(config: RLRunConfig) -> Iterator[tuple[Path, Any, str]]:
-    train, group = config.train, config.train.num_generations
+    train = config.train
+    batch, group = train.per_device_batch_size, train.num_generations
     if group is None:
-        batch = train.per_device_batch_size
-        why = "per_device_batch_size" if batch >= 2 else "per_device_batch_size is below 2"
-        group = batch if batch >= 2 else 8
+        group, why = (batch, "per_device_batch_size") if batch >= 2 else (8, "per_device_batch_size is below 2")
         yield ("train", "num_generations"), group, why
-    step = train.per_device_batch_size * train.gradient_accumulation_steps
+    step = batch * train.gradient_accumulation_steps
     if step % group and not (train.is_set("gradient_accumulation_steps") or train.is_set("rollout_batch_size")):
-        fitting = group // math.gcd(train.per_device_batch_size, group)
+        fitting = group // math.gcd(batch, group)
         yield ("train", "gradient_accumulation_steps"), fitting, f"a step holds whole groups of {group} completions"
     if isinstance(train, MetaESConfig) and train.target != "mirror" and not train.is_set("init_scale"):
         yield ("train", "init_scale"), 0.0, "the first centre is the reward as given"
