@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 import tiny
 from aligntune.config.base import LoraSettings
@@ -69,3 +70,10 @@ def test_an_adapter_has_the_settings_that_were_given() -> None:
     config = adapted().peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (4, 12, 0.25, "all")
     assert config.target_modules == {"q_proj", "embed_tokens"}
+
+
+def test_an_adapters_folder_says_where_generation_stops(tmp_path: Path) -> None:
+    model = adapted()
+    model.generation_config.eos_token_id = 5
+    save_model(model, tiny.tokenizer(), tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == [2, 5]
