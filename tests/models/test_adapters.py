@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import tiny
 from aligntune.config.base import LoraSettings
 from aligntune.config.sft import ModelConfig
 from aligntune.errors import ModelError
 from aligntune.models.load import load_model, load_policy
-from aligntune.models.lora import add_lora
+from aligntune.models.lora import add_lora, lora_targets
 from aligntune.models.precision import Precision
 from aligntune.models.save import save_model
 from aligntune.models.tokenizer import load_tokenizer
@@ -141,3 +141,48 @@ def test_adapters_under_autocast_give_the_numbers_of_peft(autocast: bool) -> Non
         found.append((logits, [weight.grad for weight in model.parameters() if weight.grad is not None]))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     assert len(found[0][1]) == 2 * 2 * ours.config.num_hidden_layers
+
+
+@pytest.mark.parametrize(("wanted", "strict", "found"), [
+    (None, False, ["q_proj", "v_proj"]), ("all-linear", True, "all-linear"), (["self_attn.o_proj", "lm_head"], True, ["self_attn.o_proj", "lm_head"]),
+    (["q_proj", "c_attn"], False, ["q_proj", "v_proj"]), (["q_proj", "c_attn"], True, None), (["c_attn"], True, None),
+])  # fmt: skip
+def test_where_adapters_lie(wanted: Any, strict: bool, found: Any) -> None:
+    lora = LoraSettings(2, 4, 0.0, wanted, strict)
+    if found is None:
+        with pytest.raises(ModelError, match="the model has no c_attn; its linear layers are down_proj, gate_proj, "):
+            lora_targets(tiny.model(), lora)
+    else:
+        assert lora_targets(tiny.model(), lora) == found
+
+
+def test_new_weights_follow_from_the_seed_and_a_new_head_trains(tmp_path: Path) -> None:
+    config = ModelConfig(name_or_path=str(tiny.write_model(tmp_path / "base")), peft_enabled=True)
+
+    def trained(seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(99 + seed)
+        kind = AutoModelForSequenceClassification
+        model = load_policy(config, FP32, seed=seed % 2, auto_class=kind, num_labels=3)
+        return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+    one, again, other = trained(0), trained(2), trained(1)
+    (head,) = (name for name in one if "lora_" not in name)
+    assert one[head].shape == (3, 32)
+    assert all(torch.equal(weight, again[name]) for name, weight in one.items())
+    assert not torch.equal(one[head], other[head])
+    assert any(not torch.equal(weight, other[name]) for name, weight in one.items() if "lora_A" in name)
+
+
+def test_a_merged_adapter_is_trained_further_in_full(tmp_path: Path) -> None:
+    adapter(tiny.write_model(tmp_path / "base"), tmp_path / "one")
+    model = load_policy(ModelConfig(name_or_path=str(tmp_path / "one")), FP32, seed=0)
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_every_part_of_a_head_trains_beside_an_adapter() -> None:
+    """ModernBERT's has two, of which PEFT by itself would train the last."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50, "pad_token_id": 0}  # fmt: skip
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("modernbert", **sizes))
+    adapted = add_lora(model, LoraSettings(2, 4, 0.0, ["Wqkv"], True), head=True)
+    whole = {name.split(".")[2] for name, weight in adapted.named_parameters() if weight.requires_grad and "lora_" not in name}  # fmt: skip
+    assert whole == {"head", "classifier"}
