@@ -76,8 +76,13 @@ def mean(log_probs: Tensor) -> Tensor:
     return -log_probs.mean()
 
 
+def number(log_probs: Tensor) -> float:
+    return 1.0
+
+
 @pytest.mark.parametrize(("settings", "message"), [
     ({"loss_function": mean}, r"should return the loss of each token, \(\d+,\), got a tensor \(\)"),
+    ({"loss_function": number}, r"should return the loss of each token, .* got float 1\.0"),
     ({"loss_function": focal, "loss_type": "dft"}, "loss_type: has no effect beside loss_function"),
     ({"loss_function": focal, "label_smoothing_factor": 0.1}, "label_smoothing_factor: has no effect beside loss_function"),
     ({"loss_function": focal, "task_type": "text_classification"}, "loss_function: has no effect on text_classification"),
