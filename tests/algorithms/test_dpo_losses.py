@@ -256,7 +256,9 @@ def test_metrics():
     assert metrics["logps/rejected"] == pytest.approx(-12)
     assert metrics["kl/chosen"] == pytest.approx(math.exp(-0.5) - 0.5)  # two tokens with d = 1/2
     assert metrics["kl/rejected"] == pytest.approx(math.e - 2)  # one token with d = -1
-    assert value(pair(-3.0, -4.0, -3.0, -4.0), DPOConfig()).metrics["rewards/accuracies"] == 0  # a tie is not right
+    assert (
+        value(pair(-3.0, -4.0, -3.0, -4.0), settings_of("dpo")).metrics["rewards/accuracies"] == 0
+    )  # a tie is not right
 
 
 def test_references_summed_before_give_the_same_loss():

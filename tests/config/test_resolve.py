@@ -225,7 +225,7 @@ def test_a_typo_in_an_argument() -> None:
     ("dpo", {"loss_type": "sigmoidal"}, "should be one of sigmoid"), ("grpo", {"scale_rewards": "std"}, "group, batch, none"),
     ("dpo", {"ref_model_sync_steps": 3}, "ref_model_sync_steps: needs sync_ref_model"), ("dpo", {"ref_model_mixup_alpha": 0.5}, "alpha: needs sync_ref_model"),
     ("grpo", {"sync_ref_model": True, "kl_coef": 0.0}, "needs a reference: kl_coef is 0"), ("grpo", {"use_logits_to_keep": False}, "cannot be turned off"),
-    ("grpo", {"vllm_gpu_memory_utilization": 0.5}, "needs fast_inference"), ("grpo", {"ds3_gather_for_generation": True}, "ZeRO-3 only"),
+    ("grpo", {"vllm_gpu_memory_utilization": 0.5}, "needs fast_inference"), ("grpo", {"ds3_gather_for_generation": True}, "needs launch.strategy: zero3"),
 ])  # fmt: skip
 def test_rl_refusals(algorithm: str, given: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
