@@ -102,8 +102,7 @@ def _first_ending_after(encoding: Encoding, place: int, length: int) -> int:
 
 def _begin(encoding: Encoding, token: int) -> int:
     """Where the text of `token` begins, blanks that the tokenizer left out included."""
-    begin = _chars(encoding, token)[0]
-    return min(begin, _chars(encoding, token - 1)[1]) if token else begin
+    return min(_chars(encoding, token)[0], _chars(encoding, token - 1)[1]) if token else 0
 
 
 def _chars(encoding: Encoding, token: int) -> Span:

@@ -35,5 +35,22 @@ class OffloadedActivations(_Base):
 def _offloading(model: nn.Module) -> AbstractContextManager[Any]:
     from trl.models.activation_offloading import get_act_offloading_ctx_manager
 
-    found: AbstractContextManager[Any] = get_act_offloading_ctx_manager(model=model)
+    mover: Any = get_act_offloading_ctx_manager(model=model)
+    if not getattr(model, "is_quantized", False) and hasattr(mover, "device_module"):
+        mover.device_module = _KeepsItsCache(mover.device_module)
+    found: AbstractContextManager[Any] = mover
     return found
+
+
+class _KeepsItsCache:
+    """`torch.cuda`, say, whose cache is not emptied: TRL's mover does so in every step once bitsandbytes is imported, for the
+    buffers of quantised layers."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def empty_cache(self) -> None:
+        """Nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
