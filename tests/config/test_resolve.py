@@ -189,14 +189,18 @@ def test_use_unsloth_false_keeps_auto_from_it() -> None:
 # Refusals
 
 
+def refusal_of(file: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        resolve(file)
+    return str(caught.value)
+
+
 def test_all_problems_are_reported_together_with_lines(tmp_path: Path) -> None:
     file = write(
         tmp_path / "run.yaml",
         "algorithm: sft\nmodel:\n  name_or_path: m\n  lora_rnk: 4\ndataset: {name: d}\ntrain:\n  epochs: 0\n  learning_rate: fast\nlogging: {output_dir: x, colour: red}\n",
     )
-    with pytest.raises(ConfigError) as caught:
-        resolve(file)
-    text = str(caught.value)
+    text = refusal_of(file)
     assert text.startswith("4 problems:")
     assert f"{file}:4: model.lora_rnk: is not a setting: did you mean lora_rank?" in text
     assert f"{file}:7: train.epochs: should be greater than or equal to 1, got 0" in text
@@ -344,9 +348,7 @@ def test_a_name_that_is_no_identifier_is_shown(tmp_path: Path) -> None:
         tmp_path / "run.yaml",
         "algorithm: sft\nmodel: {name_or_path: m}\ndataset: {name: d}\ntrain:\n  learning-rate: 1e-4\nx-common: 1\n",
     )
-    with pytest.raises(ConfigError) as raised:
-        resolve(file)
-    said = str(raised.value)
+    said = refusal_of(file)
     assert f"{file}:5: train.learning-rate: is not a setting: did you mean learning_rate?" in said
     assert f"{file}:6: x-common: is not a setting" in said
 

@@ -49,10 +49,9 @@ def rl_contradictions(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
     strategy = config.launch.strategy
     if train.is_set("vllm_gpu_memory_utilization") and not train.fast_inference:
         yield ("train", "vllm_gpu_memory_utilization"), "needs fast_inference: true"
-    if train.ref_model_sync_steps and train.is_set("ref_model_sync_steps") and not train.sync_ref_model:
-        yield ("train", "ref_model_sync_steps"), "needs sync_ref_model: true"
-    if train.is_set("ref_model_mixup_alpha") and not train.sync_ref_model:
-        yield ("train", "ref_model_mixup_alpha"), "needs sync_ref_model: true"
+    for name in ("ref_model_sync_steps", "ref_model_mixup_alpha"):
+        if train.is_set(name) and not train.sync_ref_model:
+            yield ("train", name), "needs sync_ref_model: true"
     yield from _without_reference(config)
     if train.sync_ref_model and (strategy == "zero3" or (strategy == "fsdp2" and model.use_peft)):
         yield (

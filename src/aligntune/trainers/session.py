@@ -290,12 +290,8 @@ class Session(ABC):
                 f"train.dataloader_drop_last: the {len(self.train_rows)} training rows do not fill one batch of "
                 f"{self.config.train.per_device_batch_size} on each of {world_size()} process(es), so nothing would be trained"
             )
-        facts = self._provenance()
-        if checkpoint is not None:
-            for sentence in other_rows(checkpoint.resolve().parent.parent / self.directory.provenance.name, facts):
-                self.recorder.note(sentence, level="warning")
         if is_main_process():
-            self.directory.write_json(self.directory.provenance.name, facts)
+            self._write_provenance(checkpoint)
         if checkpoint is None:
             self.show_samples(0)
         trainer = self.trainer = self.build_trainer()
@@ -333,9 +329,10 @@ class Session(ABC):
             self.directory.write_text("config.yaml", to_yaml(self.resolved))
             self.directory.write_json("config.origins.json", origin_rows(self.resolved))
 
-    def _provenance(self) -> dict[str, Any]:
-        train = self.config.train
-        return provenance.collect(
+    def _write_provenance(self, checkpoint: Path | None) -> None:
+        """Write it, and say what decides the rows and differs from the run of `checkpoint`."""
+        train, name = self.config.train, self.directory.provenance.name
+        facts = provenance.collect(
             seeds={"seed": train.seed, "data_seed": self.data_seed},
             data=self.fingerprints(),
             backend=self.backend,
@@ -343,6 +340,9 @@ class Session(ABC):
             precision=self.precision.name,
             rows_per_step=train.per_device_batch_size * train.gradient_accumulation_steps * world_size(),
         )
+        for sentence in [] if checkpoint is None else other_rows(checkpoint.resolve().parent.parent / name, facts):
+            self.recorder.note(sentence, level="warning")
+        self.directory.write_json(name, facts)
 
     def _card(self) -> dict[str, Any]:
         run: SFTRunConfig | RLRunConfig = self.config
