@@ -26,21 +26,25 @@ SHAPE = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "
 
 @pytest.mark.parametrize("moments", [torch.float32, torch.bfloat16])
 def test_the_kernel_equals_plain_torch(moments: torch.dtype) -> None:
+    """Tensors of several blocks, of an odd size, and one whose gradients lie in another order: two launches a step."""
     torch.manual_seed(0)
-    start = torch.randn(3, 1001).to(torch.bfloat16)
-    gradients = [(torch.randn(3, 1001) * 0.01).to(torch.bfloat16) for _ in range(20)]
+    starts = [torch.randn(*shape).to(torch.bfloat16) for shape in ((3, 1001), (64, 96), (5,), (32, 48))]
+    gradients = [[(torch.randn_like(start) * 0.01) for start in starts] for _ in range(20)]
     found = []
     for device in ("cpu", "cuda"):
-        parameter = torch.nn.Parameter(start.clone().to(device))
-        optimizer = SplitAdamW([parameter], lr=1e-3, weight_decay=0.1, moments=moments)
-        for gradient in gradients:
-            parameter.grad = gradient.to(device)
+        parameters = [torch.nn.Parameter(start.clone().to(device)) for start in starts]
+        optimizer = SplitAdamW(parameters, lr=1e-3, weight_decay=0.1, moments=moments)
+        for step in gradients:
+            for parameter, gradient in zip(parameters, step, strict=True):
+                parameter.grad = gradient.to(device)
+            parameters[-1].grad = gradient.to(device).T.contiguous().T
             optimizer.step()
-        found.append((parameter.data.float().cpu(), optimizer.state[parameter]["exp_avg_sq"].float().cpu()))
-    (plain, plain_sq), (kernel, kernel_sq) = found
-    assert (plain != kernel).float().mean() < 0.02  # the last bit, where float32 rounds otherwise
-    torch.testing.assert_close(kernel, plain, rtol=2**-7, atol=1e-6)
-    torch.testing.assert_close(kernel_sq, plain_sq, rtol=2**-6, atol=1e-9)
+        found.append([(p.data.float().cpu(), optimizer.state[p]["exp_avg_sq"].float().cpu()) for p in parameters])
+    weights, other = (torch.cat([weight.flatten() for weight, _ in of]) for of in found)
+    assert (weights != other).float().mean() < 0.02  # the last bit, where float32 rounds otherwise
+    for (plain, plain_sq), (kernel, kernel_sq) in zip(*found, strict=True):
+        torch.testing.assert_close(kernel, plain, rtol=2**-7, atol=1e-6)
+        torch.testing.assert_close(kernel_sq, plain_sq, rtol=2**-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("keep", ["all", "cheap", "half", "mlp"])

@@ -15,7 +15,8 @@ AdamW: Loshchilov and Hutter 2019, arXiv 1711.05101. Stochastic rounding: Gupta 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ ROUND_UP = 0x8000
 
 
 class Step(NamedTuple):
-    """The numbers of one update of one tensor."""
+    """The numbers of one update, the same for all tensors of a group."""
 
     lr: float
     beta1: float
@@ -38,6 +39,16 @@ class Step(NamedTuple):
     """lr over the bias correction of the first moment."""
     root_correction: float
     """Square root of the bias correction of the second moment."""
+
+
+class Parts(NamedTuple):
+    """One bfloat16 parameter and what its update reads and writes, `[N]` each or of one shape and layout."""
+
+    weight: Tensor
+    rest: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
     salt: int
     """Tells this step and tensor from others, for the noise of rounding."""
 
@@ -64,36 +75,36 @@ class SplitAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        together: defaultdict[Step, list[Parts]] = defaultdict(list)
         place = 0
         for group in self.param_groups:
             for parameter in group["params"]:
                 place += 1
-                if parameter.grad is not None:
-                    self._update(parameter, group, place)
+                if parameter.grad is None:
+                    continue
+                state = self._state_of(parameter)
+                state["step"] += 1
+                numbers, moments = _numbers(group, state["step"]), (state["exp_avg"], state["exp_avg_sq"])
+                if "rest" in state:
+                    salt = (state["step"] * 0x9E3779B1 + place * 0x85EBCA77) & 0x7FFFFFFF
+                    together[numbers].append(Parts(parameter.data, state["rest"], parameter.grad, *moments, salt))
+                else:
+                    update(parameter.data, parameter.grad, *moments, numbers)
+        for numbers, tensors in together.items():
+            split_updates(tensors, numbers)
         return loss
 
-    def _update(self, parameter: Tensor, group: dict[str, Any], place: int) -> None:
-        state = self.state[parameter]
-        split = parameter.dtype == torch.bfloat16
+    def _state_of(self, parameter: Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[parameter]
         if not state:
-            state["step"] = 0
+            split = parameter.dtype == torch.bfloat16
             dtype = self.moments if split else parameter.dtype
+            state["step"] = 0
             state["exp_avg"] = torch.zeros_like(parameter, dtype=dtype)
             state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype)
             if split:
                 state["rest"] = torch.zeros_like(parameter, dtype=torch.int16)
-        state["step"] += 1
-        numbers = _numbers(group, state["step"], place)
-        moments = state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1)
-        weight, gradient = parameter.data.view(-1), parameter.grad.reshape(-1)  # type: ignore[union-attr]
-        if not split:
-            update(weight, gradient, *moments, numbers)
-        elif weight.is_cuda:
-            from aligntune.optim.split_adamw_triton import split_update_triton
-
-            split_update_triton(weight, state["rest"].view(-1), gradient, *moments, numbers)
-        else:
-            split_update(weight, state["rest"].view(-1), gradient, *moments, numbers)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, which would round every part of the state to the parameter's format: each keeps its own."""
@@ -106,15 +117,16 @@ class SplitAdamW(torch.optim.Optimizer):
                     self.state[parameter][part] = value.detach().to(parameter.device, copy=True)
 
 
-def _numbers(group: dict[str, Any], step: int, place: int) -> Step:
+def _numbers(group: dict[str, Any], step: int) -> Step:
     (beta1, beta2), lr = group["betas"], float(group["lr"])
     correction1, correction2 = 1 - beta1**step, 1 - beta2**step
-    salt = (step * 0x9E3779B1 + place * 0x85EBCA77) & 0x7FFFFFFF
-    return Step(lr, beta1, beta2, group["eps"], 1 - lr * group["weight_decay"], lr / correction1, math.sqrt(correction2), salt)  # fmt: skip
+    return Step(
+        lr, beta1, beta2, group["eps"], 1 - lr * group["weight_decay"], lr / correction1, math.sqrt(correction2)
+    )
 
 
 def update(weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Step) -> None:
-    """One AdamW update in place, in the format of the tensors (`[N]` each)."""
+    """One AdamW update in place, in the format of the tensors (of one shape)."""
     weight.mul_(step.decay)
     exp_avg.lerp_(grad, 1 - step.beta1)
     exp_avg_sq.mul_(step.beta2).addcmul_(grad, grad, value=1 - step.beta2)
@@ -122,16 +134,28 @@ def update(weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, st
     weight.addcdiv_(exp_avg, denominator, value=-step.step_size)
 
 
-def split_update(weight: Tensor, rest: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Step) -> None:
-    """`update` of a bfloat16 weight and its int16 rest, in plain torch: what the CUDA kernel must equal."""
+def split_updates(tensors: Sequence[Parts], step: Step) -> None:
+    """`update` of bfloat16 weights and their rests, in place: all tensors in one launch on CUDA, else one by one."""
+    if tensors[0].weight.is_cuda:
+        from aligntune.optim.split_adamw_triton import split_updates_triton
+
+        split_updates_triton(tensors, step)
+    else:
+        for parts in tensors:
+            split_update(parts, step)
+
+
+def split_update(parts: Parts, step: Step) -> None:
+    """`update` of one bfloat16 weight and its rest, in plain torch: what the CUDA kernel must equal."""
+    weight, rest, _, exp_avg, exp_avg_sq, salt = parts
     whole = master(weight, rest)
     first, second = exp_avg.float(), exp_avg_sq.float()
-    update(whole, grad.float(), first, second, step)
+    update(whole, parts.grad.float(), first, second, step)
     upper, lower = split(whole)
     weight.copy_(upper)
     rest.copy_(lower)
     if exp_avg.dtype == torch.bfloat16:
-        first, second = round_stochastically(first, step.salt), round_stochastically(second, step.salt + 1)
+        first, second = round_stochastically(first, salt), round_stochastically(second, salt + 1)
     exp_avg.copy_(first)
     exp_avg_sq.copy_(second)
 
@@ -149,8 +173,8 @@ def split(whole: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def round_stochastically(values: Tensor, salt: int) -> Tensor:
-    """`[N]` float32 as bfloat16: up or down with the probability that leaves the mean as it is."""
-    bits = values.view(torch.int32) + noise(len(values), salt, values.device)
+    """float32 as bfloat16: up or down with the probability that leaves the mean as it is."""
+    bits = values.view(torch.int32) + noise(values.numel(), salt, values.device).view(values.shape)
     return (bits >> 16).to(torch.int16).view(torch.bfloat16)
 
 
