@@ -149,7 +149,7 @@ def test_checkpointing_saves_the_input_of_each_layer(how: dict[str, Any], bytes_
 
 
 COMPILED = [("qwen2", "half", None), ("qwen2", "all", None), ("qwen2", "all", ALL), ("gemma3_text", "all", None),
-            ("gemma3_text", "half", None), ("phi3", "half", None)]  # fmt: skip
+            ("gemma3_text", "half", None), ("phi3", "half", None), ("qwen2", "cheap", ALL), ("qwen2", "half", ALL), ("qwen2", "mlp", ALL)]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -187,9 +187,14 @@ def test_selective_checkpointing_by_hand() -> None:
     assert each == {"mlp": mlp, "half": mlp + 2 * 4864, "cheap": mlp + 4 * 4864}
     normed = replace(QWEN_PACKED, compiled="mlp", shape=replace(QWEN.shape, family=FAMILIES["olmo2"]))
     assert layer_bytes(normed) == mlp + 2 * 896  # down's result is normed
-    # Products of LoRA on q and down: q, A, B (wide, the first), k, v, o, gate (2nd), up (3rd), A of down.
-    lora = replace(QWEN_PACKED, compiled="half", lora=LoraSettings(16, 32, 0.0, ["q_proj", "down_proj"], True))
-    assert layer_bytes(lora) == mlp - 2 * 896 + 2 * (16 + 4864 + 16)
+    # Of LoRA's products the first of each pair; the second is computed again.
+    lora = replace(
+        QWEN_PACKED, compiled="half", lora=LoraSettings(16, 32, 0.0, ["q_proj", "up_proj", "down_proj"], True)
+    )
+    assert layer_bytes(lora) == mlp - 2 * 896 + 2 * 4864 + 2 * 3 * 16
+    assert layer_bytes(replace(lora, compiled="mlp")) == mlp - 2 * 896 + 2 * 3 * 16
+    assert layer_bytes(replace(lora, compiled="cheap")) < layer_bytes(replace(lora, compiled="all"))
+    lora = replace(lora, lora=LoraSettings(16, 32, 0.0, ["q_proj", "down_proj"], True))
     # The compiler: input, attention, results of o, gate and up, norms; inputs of q and down, and a rank for each.
     common = 2 * 896 + 2 * (2 * 896 + 2 * 128) + 4 * 14 + 2 * (896 + 2 * 4864) + 4 * 2
     assert layer_bytes(replace(lora, compiled="all")) == common + 2 * (896 + 4864) + 2 * 2 * 16

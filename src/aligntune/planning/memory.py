@@ -267,8 +267,8 @@ def kept_of_products(t: Training) -> float:
     """Selective checkpointing: the layer's input (r H); of each product whose result the backward pass reads c times its
     width, unless it is a wide one that is not kept; attention's result and log-sums, c Q + 4 for each head.
 
-    A LoRA pair is two products more, and its second is always wide. The last product of a layer is only read where it is
-    normed.
+    A LoRA pair is two products more, of which the second is never kept (nor any that reads at most half a layer's width). The last
+    product of a layer is only read where it is normed.
     """
     assert t.compiled in EVERY
     s, c, every = t.shape, t.compute, EVERY[t.compiled]
@@ -281,6 +281,8 @@ def kept_of_products(t: Training) -> float:
             products += [(inputs, t.lora.rank, True), (t.lora.rank, outputs, read)]
     width = wide = 0
     for inputs, outputs, read in products:
+        if 2 * inputs <= s.hidden:
+            continue
         is_wide = outputs > 2 * inputs
         wide += is_wide
         if read and (not is_wide or (every and wide % every == 0)):

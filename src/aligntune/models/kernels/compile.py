@@ -93,21 +93,25 @@ def _compiled_for_training(keep: Keep) -> Callable[..., Any]:
 
 
 class _Policy:
-    """Says of each operation whether its result is kept: of the wide products every `every`-th, or none (0)."""
+    """Says of each operation whether its result is kept: of the wide products every `every`-th, or none (0).
+
+    The second product of a LoRA pair is never kept: made from few numbers, it costs no more to compute than to read.
+    """
 
     def __init__(self, every: int) -> None:
-        self.every, self.wide = every, 0
+        self.every, self.wide, self.width = every, 0, 0
 
     def __call__(self, _context: Any, operator: Any, *inputs: Any, **_: Any) -> CheckpointPolicy:
         keep = operator in _COSTLY
-        if keep and operator in _PRODUCTS and _is_wide(*inputs[-2:]):
-            self.wide += 1
-            keep = self.every > 0 and self.wide % self.every == 0
+        if operator in _PRODUCTS:
+            inner, outer = inputs[-1].shape
+            self.width = self.width or inner  # a layer's first product reads its input
+            if 2 * inner <= self.width:
+                keep = False
+            elif outer > 2 * inner:
+                self.wide += 1
+                keep = self.every > 0 and self.wide % self.every == 0
         return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def _is_wide(left: Tensor, right: Tensor) -> bool:
-    return bool(right.shape[1] > 2 * left.shape[1])
 
 
 def _keep_cheap() -> Any:
