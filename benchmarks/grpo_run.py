@@ -5,10 +5,11 @@
     native-small  the same with moments in bfloat16 and compiled layers that recompute the MLP (GPU)
     native-budget  native-split with passes of at most 8,192 tokens
     native-compile  native-split with compiled layers
+    varied, varied-compile  the same two where completions end anywhere, half of them before 87 tokens: every step has lengths of its own
     trl        our adapter: TRL's trainer and loss, rollouts by our own engine
     peer       TRL's GRPOTrainer alone, as its documentation runs it: rollouts by transformers' generate
 
-The same random model, prompts of 64 tokens, 8 completions a prompt that never end before their limit, a reward that is cheap. Every
+The same random model, prompts of 64 tokens, 8 completions a prompt that never end before their limit (but for `varied`), a reward that is cheap. Every
 arm is a process of its own, one after another. Times are those of whole steps after warm-up
 (median); ours say how much of a step is rollout and update.
 """
@@ -29,6 +30,8 @@ from shapes import SHAPES, report
 from backends import write_parts
 
 WARMUP = 2
+ENDS = 0.008
+"""Share of the vocabulary that ends a completion where lengths vary; random weights draw all tokens about equally."""
 SPLIT = {"train": {"optimizer": "adamw_split"}}
 OURS: dict[str, dict[str, dict[str, Any]]] = {
     "native": {},
@@ -36,6 +39,8 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
     "native-small": {"train": {"optimizer": "adamw_split_bf16"}, "model": {"selective_checkpointing": "mlp"}},
     "native-budget": {"train": SPLIT["train"] | {"micro_batch_tokens": 8192}},
     "native-compile": SPLIT | {"model": {"compile": True}},
+    "varied": SPLIT,
+    "varied-compile": SPLIT | {"model": {"compile": True}},
     "trl": {},
 }
 
@@ -47,6 +52,19 @@ def distinct(completions: list[Any], **_: Any) -> list[float]:
 
 def variety(completion: str) -> float:
     return len(set(completion)) / 100
+
+
+def with_ends(model: Path) -> Path:
+    """The same model, whose completions end at any of many tokens."""
+    folder = model.with_name("model-varied")
+    folder.mkdir(exist_ok=True)
+    for file in model.iterdir():
+        if not (folder / file.name).exists() and file.name != "generation_config.json":
+            (folder / file.name).symlink_to(file.resolve())
+    vocab = json.loads((model / "config.json").read_text())["vocab_size"]
+    ends = list(range(vocab // 2, vocab // 2 + round(ENDS * vocab)))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    return folder
 
 
 def ours(folder: Path, arm: str, steps: int, completions: int, new: int) -> dict[str, Any]:
@@ -68,11 +86,15 @@ def ours(folder: Path, arm: str, steps: int, completions: int, new: int) -> dict
         },
         "logging": {"output_dir": str(output), "loggers": "none"},
     }  # fmt: skip
+    if arm.startswith("varied"):
+        run["model"]["name_or_path"] = str(with_ends(folder / "model"))
+        run["train"]["stop_token"] = "eos"
     for section, values in OURS[arm].items():
         run[section] |= values
     rows = trained_rows(create_trainer(run), output)
     times = [row["elapsed_s"] for row in rows]
-    found: dict[str, Any] = {"step_s": median([b - a for a, b in itertools.pairwise(times)][WARMUP - 1 :])}
+    steady = [b - a for a, b in itertools.pairwise(times)][WARMUP - 1 :]
+    found: dict[str, Any] = {"step_s": median(steady), "longest_step_s": round(max(steady), 4), "until_first_step_s": round(times[0], 1)}
     for name in ("perf/rollout_seconds", "perf/scoring_seconds", "perf/update_seconds", "completions/mean_length"):
         values = [row[name] for row in rows[WARMUP:] if name in row]
         if values:
