@@ -112,3 +112,15 @@ def test_validate_knows_the_rewards(tmp_path: Path) -> None:
     found = shell.aligntune("validate", file)
     assert found.returncode == 2
     assert "did you mean length?" in found.stderr
+
+
+def test_validate_names_every_wrong_reward_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "algorithm: grpo\nmodel: {name_or_path: m}\ndataset: {name: d}\nrewards:\n"
+        "  - {type: lenght}\n  - {type: length}\n  - {type: length, params: {maximum: 3}}\n"
+    )
+    found = shell.aligntune("validate", file)
+    assert found.returncode == 2
+    assert f"{file}:5: unknown reward 'lenght'" in found.stderr
+    assert f"{file}:7: reward 'length' has no param 'maximum'" in found.stderr

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aligntune.cli.overrides import TAKES_OVERRIDES, ConfigFile, split
-from aligntune.errors import ConfigError
+from aligntune.config.load import Origin
+from aligntune.errors import ConfigError, RewardError
+
+if TYPE_CHECKING:
+    from aligntune.config.resolve import Resolved
 
 config_app = typer.Typer(help="JSON schema and reference page of all settings.", no_args_is_help=True)
 
@@ -26,20 +30,28 @@ def validate(ctx: typer.Context, file: ConfigFile = None) -> None:
 
     source, overrides = split(file, ctx.args)
     found = resolve(source, overrides=overrides)
-    _check_rewards(found.config)
+    _check_rewards(found)
     changed = sum(origin != "default" for _, _, origin in found.rows())
     print(
         f"{source or 'config'}: valid ({found.config.algorithm.value}, {changed} settings differ from their defaults)"
     )
 
 
-def _check_rewards(config: Any) -> None:
-    """RewardError for a reward that is not there, or that has no such param."""
+def _check_rewards(found: Resolved) -> None:
+    """ConfigError that names every reward that is not there, or that has no such param."""
+    from aligntune.config.problems import Problem, nearest, report
     from aligntune.rewards import RewardSet
 
+    config: Any = found.config
+    problems = []
+    for at, entry in enumerate(getattr(config, "rewards", [])):
+        try:
+            RewardSet([entry])
+        except (ConfigError, RewardError) as error:
+            problems.append(Problem((), str(error), nearest(found.origins, ("rewards", at)) or Origin("default")))
+    if problems:
+        raise ConfigError(report(problems))
     training = getattr(config, "reward_training", None)
-    if getattr(config, "rewards", None):
-        RewardSet(config.rewards)
     if training is not None:
         RewardSet(training.reward_functions, training.reward_weights)
 
