@@ -156,6 +156,11 @@ class TestColumns:
             read(row)
         assert read(row, auto_detect_fields=True).messages == [USER, BOT]
 
+    def test_pairs_are_not_told_to_set_columns_by_settings_that_they_lack(self):
+        with pytest.raises(DataError, match="Set format_type, rename columns with column_mapping") as caught:
+            read_rl({"a": "x"}, "preference")
+        assert "_column settings" not in str(caught.value)
+
     def test_own_names_are_preferred_to_guesses(self):
         row = {"question": "no", "instruction": "Hi", "answer": "no", "output": "Hello."}
         assert read(row, auto_detect_fields=True).messages == [USER, BOT]

@@ -228,7 +228,8 @@ def _best(reading: Reading, matches: list[RowReader], available: list[str]) -> R
         raise DataError(f"the rows fit several formats, {names} ({columns}); set format_type to one of them")
     raise DataError(
         f"no known format fits the rows ({columns}); the formats here are: {describe(known)}. "
-        "Set format_type and the *_column settings, rename columns with column_mapping"
+        + ("Set format_type and the *_column settings" if reading.columns else "Set format_type")
+        + ", rename columns with column_mapping"
         + ("" if reading.auto else ", or set auto_detect_fields: true to look under other usual names")
         + _other_tasks(reading, available)
     )
