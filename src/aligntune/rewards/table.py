@@ -9,30 +9,85 @@ from .base import Example, Reward, describe
 from .samples import completion_text, prompt_text
 
 INTRO = """\
+A reward scores an answer; higher is better. Online RL trains on the weighted sum of one or more. Use the built-in ones by name, or write a Python function.
+
+`problems.jsonl` has a prompt, and the columns that the rewards ask for:
+
+```json title="problems.jsonl"
+{"prompt": "What is 12 * 12? Please explain.", "answer": "144"}
+```
+
+`my_rewards.py`:
+
+```python
+# my_rewards.py
+def polite(completion, *, words=("please", "thank")):
+    return float(any(word in completion.lower() for word in words))
+```
+
 ```yaml
+# run.yaml
+algorithm: grpo
+model: {name_or_path: Qwen/Qwen2.5-0.5B-Instruct}
+dataset: {name: problems.jsonl}
 rewards:
-  - type: math_correctness            # a name of the table below
+  - type: math_correctness            # a built-in reward; it reads the column `answer`
     weight: 2.0
   - type: my_rewards.py:polite        # or module:function, or in Python the function itself
     params: {words: [please, thanks]}
-    on_error: "null"
+    on_error: "null"                  # go on without this score if the function raises
+train: {num_generations: 8, per_device_batch_size: 8, max_completion_length: 256}
+logging: {output_dir: output/grpo}
 ```
-A reward is a function that is called with the arguments it names: `prompt`, `completion`, columns of the dataset, params. It
-returns a number, higher is better, or None where it does not apply. Order of effect: raw score, `shield`, `normalize`, `clip`,
-`weight`, sum. Each stage is logged by the reward's name with mean and standard deviation (`rewards/NAME/mean` is the raw score's,
-`rewards/NAME/weighted/mean` the last one's), with the share of nulls and of errors.
 
-When a reward raises, the run stops and shows the sample and the exception; with `on_error: "null"` both are logged, the sample is
-counted under `rewards/NAME/errors`, and it goes on without that score. NaN or text in place of a number, a column that is not
-there, an unknown name or param, and weights that do not fit are errors that say what to do, as early as they can be known:
-`aligntune validate` names the first kinds without data.
+```sh
+aligntune train run.yaml
+```
 
-Rewards that run code do it in a sandbox. What is in force on this machine, found by trying, is printed and put into the report
-(`reward code_execution runs code; isolation standard: seccomp filter, Landlock 7, ...; held: network, writes, processes, reads`);
-less than `params: {isolation: strict | standard | minimal}` asks is an error before a model is loaded.
+## Which reward?
 
-`aligntune reward list NAME` shows one reward in full; `aligntune reward test NAME DATA` tells whether it can be trusted on a
-dataset: gold answers must score full marks and wrong ones must not.
+- There is a right answer: `math_correctness`, `numeric_answer`, `exact_match`, `choice_letter`; for code `unit_tests`, `code_execution`, `stdin_stdout`; for JSON and tool calls
+  `json_schema`, `tool_call_match`. Prefer these: they are hard to game.
+- The form matters too: add `think_format`, `xml_format`, `length` or `brevity` with a small weight.
+- Only people, or a model, can tell: train a [reward model](reward-models.md), or use `judge`.
+- Rewards of the kind *heuristic* in the table stand in for what their name says. A policy learns to game them; use them beside others, and watch `eval_rewards/NAME/accuracy`.
+
+Test before you train. `aligntune reward test math_correctness problems.jsonl --gold answer` scores the gold answers and wrong ones made from them: gold answers must score full marks, and wrong ones must
+not. `aligntune reward list NAME` shows one reward in full, and `aligntune reward score polite.yaml answers.jsonl` scores a file.
+
+## A reward of your own
+
+A reward is a function. Its arguments are filled by name:
+
+| argument | value |
+|---|---|
+| `prompt`, `completion` | text; of messages, the last one of the user and of the assistant |
+| `messages` | the whole conversation |
+| `completion_ids`, `tokenizer` | token ids of the completion; the policy's tokenizer |
+| `prompts`, `completions` | lists, as they came from the dataset; the function then returns a list |
+| a column of the dataset | its value. `answer`, `reference` and `tests` are also found under usual synonyms (`solution`, `ground_truth`, ...); `params: {columns: {answer: my_column}}` names the column |
+| an argument with a default | may be set by `params`; after `*`, only by `params` |
+
+It returns a number, or None where it does not apply. It may be `async`.
+
+## How scores are combined
+
+The order is: raw score, `shield`, `normalize`, `clip`, `weight`, sum. Each stage is logged by the reward's name with mean and standard deviation, and with the share of nulls and of errors:
+`rewards/NAME/mean` is the mean raw score, `rewards/NAME/weighted/mean` the mean after the last stage.
+
+## Errors
+
+If a reward raises, the run stops and shows the sample and the exception. With `on_error: "null"` both are logged, the sample is counted under `rewards/NAME/errors`, and the run goes on without that
+score. NaN, text in place of a number, a missing column, an unknown name or param, and weights that do not fit are errors that say what to do, as early as they can be known:
+`aligntune validate` finds unknown names and params without reading data.
+
+## Rewards that run code
+
+They run it in a sandbox. What isolates it on this machine is found by trying, printed, and put into the report
+(`reward code_execution runs code; isolation standard: seccomp filter, Landlock 7, ...; held: network, writes, processes, reads`). If the machine offers less than
+`params: {isolation: strict | standard | minimal}` asks for, that is an error before a model is loaded.
+
+## All rewards
 
 """
 
