@@ -41,7 +41,7 @@ def test_train_on_pairs_then_score(tmp_path: Path) -> None:
     assert "best by accuracy" in done.stdout
     assert f"model: {tmp_path}/out/model" in done.stdout
     out = tmp_path / "scores.jsonl"
-    scored = aligntune("score", tmp_path / "out" / "model", data, "--completion", "chosen", "--output", out)
+    scored = aligntune("score", tmp_path / "out", data, "--completion", "chosen", "--output", out)
     assert scored.returncode == 0, scored.stderr
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(lines) == 16

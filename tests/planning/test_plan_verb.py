@@ -134,7 +134,7 @@ def lines(config: dict[str, Any]) -> set[str]:
     return {line for part in make_plan(config).moments.values() for line in part}
 
 
-def test_what_each_algorithm_holds(qwen: Path) -> None:
+def test_what_each_algorithm_holds(qwen: Path, tmp_path: Path) -> None:
     full = {"use_peft": False}
     assert "reference model" in lines(run(qwen, "dpo", model=full))
     assert "reference model" not in lines(run(qwen, "dpo"))  # the adapter is switched off
@@ -147,6 +147,9 @@ def test_what_each_algorithm_holds(qwen: Path) -> None:
     assert "reference model" not in lines(run(qwen, "grpo", model=full, train={"kl_coef": 0.0}))
     valued = lines(run(qwen, "ppo", model={"reward_value_model": str(qwen), "reward_path": str(qwen)}))
     assert {"value model's weights and states", "value model's activations", "reward model"} <= valued
+    (tmp_path / "reward" / "model").parent.mkdir()
+    (tmp_path / "reward" / "model").symlink_to(qwen)
+    assert "reward model" in lines(run(qwen, "ppo", model={"reward_path": str(tmp_path / "reward")}))  # a run's folder
     classifier = {"dataset": {"task_type": "text_classification"}}
     assert "logits" not in lines(run(qwen, **classifier))
 

@@ -227,9 +227,12 @@ def _state_isolation(rewards: Any) -> None:
 
 
 def _is_model(what: str) -> bool:
+    from aligntune.models.files import model_folder
+
+    folder = Path(model_folder(what))
     return (
-        (Path(what) / "config.json").exists()
-        or (Path(what) / "adapter_config.json").exists()
+        (folder / "config.json").exists()
+        or (folder / "adapter_config.json").exists()
         or ("/" in what and ":" not in what and "," not in what and not what.endswith((".yaml", ".yml")))
     )
 

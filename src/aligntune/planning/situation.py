@@ -19,6 +19,7 @@ from aligntune.config.enums import SPLIT_OPTIMIZERS, AlgorithmType, PrecisionTyp
 from aligntune.config.launch import SHARDED
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.errors import ModelError
+from aligntune.models.files import model_folder
 from aligntune.planning.compiled import what_compiled_layers_keep
 from aligntune.planning.memory import (
     CONTEXT,
@@ -214,7 +215,8 @@ def _other_models(run: Run, training: Training, notes: list[str]) -> dict[str, f
         and run.model.reward_device != "cpu"
     ):
         try:
-            found["reward model"] = saved_bytes_per_parameter(name) * read_shape(name).parameters
+            folder = model_folder(name)
+            found["reward model"] = saved_bytes_per_parameter(folder) * read_shape(folder).parameters
         except ModelError as error:
             notes.append(f"the reward model is not counted: {error}")
     if (run.reward_training or getattr(run.model.reward_model_source, "training_config", None)) is not None:

@@ -149,7 +149,7 @@ def load(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> RewardModel:
-    """A reward model from a folder (whole, or a LoRA adapter with its head) or the hub; `options` as `RewardModel`.
+    """A reward model from a folder (whole, a LoRA adapter with its head, or of a run) or the hub; `options` as `RewardModel`.
 
     `device`: "auto" is the accelerator if there is one. `quantization`: fields of `BitsAndBytesConfig`.
 
@@ -159,9 +159,10 @@ def load(
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from aligntune.models.files import adapter_base, explain_missing, is_model_folder
+    from aligntune.models.files import adapter_base, explain_missing, is_model_folder, model_folder
     from aligntune.models.load import merge_adapter, quantization_config
 
+    name_or_path = model_folder(name_or_path)
     is_model_folder(name_or_path)
     base = adapter_base(name_or_path)
     target = _device(device)
