@@ -12,11 +12,15 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 import tiny
+from aligntune import create_sft_trainer
 from aligntune.cli import main as cli
 from aligntune.cli.overrides import split
+from aligntune.config.enums import TaskType
 from aligntune.config.resolve import resolve
+from aligntune.errors import ConfigError
 from aligntune.rollouts.base import SamplingParams
 from shell import aligntune
 
@@ -24,7 +28,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 COMMAND = re.compile(r"^(?:\$ |    |#\s+|# Run: )?(aligntune [a-z].*)$", re.MULTILINE)
 INLINE = re.compile(r"`(aligntune [a-z][^`]*)`")
-HUB = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B-Instruct")
+HUB = (
+    "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B-Instruct", "answerdotai/ModernBERT-base", "microsoft/deberta-v3-base",
+)  # fmt: skip
 
 
 def commands() -> list[tuple[str, str]]:
@@ -43,7 +49,32 @@ def _text(page: str) -> str:
 
 
 def blocks(page: str, kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    return re.findall(rf"```{kind}(?: title=.*?)?\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def files(page: Path) -> dict[str, str]:
+    """Name -> content of the blocks of a page that are files: by their title, or a first line `# NAME`."""
+    found = re.findall(r'```\w+(?: title="(.*?)")?\n((?:# (\S+\.(?:yaml|py))\n)?.*?)```', page.read_text(), re.DOTALL)
+    return {title or first: text for title, text, first in found if title or first}
+
+
+def examples() -> list[tuple[Path, str]]:
+    """(page, file) of every run that a page writes out."""
+    return [
+        (page, name) for page in PAGES for name, text in files(page).items()
+        if name.endswith(".yaml") and text.removeprefix(f"# {name}\n").startswith("algorithm:")
+    ]  # fmt: skip
+
+
+def parts() -> list[tuple[str, str]]:
+    """(page, YAML) of every part of a config that a page shows."""
+    found = [(page.name, text) for page in PAGES for text in blocks(str(page.relative_to(ROOT)), "yaml")]
+    return [(name, text) for name, text in found if not re.search(r"^algorithm:|^# \S+\.yaml", text, re.MULTILINE)]
+
+
+def write_files(page: Path, folder: Path) -> None:
+    for name, text in files(page).items():
+        (folder / name).write_text(text)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +85,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, with the files that the pages speak of; answers end after four tokens."""
-    (tmp_path / "Qwen").mkdir()
     for name in HUB:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(hub)
     tiny.write_rows(tmp_path / "rows.jsonl", tiny.chats(8))
     tiny.write_rows(tmp_path / "held_out.jsonl", tiny.chats(2, start=40))
@@ -65,7 +96,7 @@ def place(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tmp_path / "problems.jsonl", [{"prompt": f"{at} + 1 = ?", "answer": str(at + 1)} for at in range(2)]
     )
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    (tmp_path / "run.yaml").write_text(blocks("README.md", "yaml")[0])
+    write_files(ROOT / "README.md", tmp_path)
     monkeypatch.chdir(tmp_path)
     checked = SamplingParams.__post_init__
 
@@ -80,6 +111,7 @@ def place(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("page", "line"), commands(), ids=lambda text: text.replace("/", "_"))
 def test_a_command_is_one(place: Path, page: str, line: str) -> None:
     """The command's parser takes it, and the config of its file and overrides is valid."""
+    write_files(next(path for path in [*PAGES, *ROOT.glob("recipes/*.yaml")] if path.name == page), place)
     cli._register()
     command = typer.main.get_command(cli.app)
     words = shlex.split(line)
@@ -116,7 +148,7 @@ def test_the_readme_from_top_to_bottom(place: Path) -> None:
     exec(compile(code, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("page", ["docs/dpo.md", "docs/evaluation.md", "docs/online-rl.md"])
+@pytest.mark.parametrize("page", ["docs/api.md", "docs/dpo.md", "docs/evaluation.md", "docs/online-rl.md"])
 def test_the_python_of_a_page(place: Path, page: str) -> None:
     """Runs as it is written, in a folder where its names exist."""
     (code,) = blocks(page, "python")
@@ -131,13 +163,85 @@ def test_the_python_of_a_page(place: Path, page: str) -> None:
     exec(compile(code, page, "exec"), {})
 
 
+EVOLUTION = ["train.meta_iterations=1", "train.N=2", "train.T=1"]
+
+
+@pytest.mark.parametrize(("page", "name"), examples(), ids=lambda value: getattr(value, "name", value))
+def test_an_example_trains(place: Path, page: Path, name: str) -> None:
+    """A run that a page writes out, on the rows that it shows, made small."""
+    write_files(page, place)
+    run = yaml.safe_load((place / name).read_text())
+    rows = run["dataset"]["name"]
+    assert rows in files(page), "the page shows its rows"
+    (place / "held_out.jsonl").write_text(files(page)[rows])
+    done = aligntune("train", name, "train.max_steps=1", *(EVOLUTION if run["algorithm"] == "meta_es" else ()))
+    assert done.returncode == 0, done.stderr
+    assert "report.html" in done.stdout
+
+
+@pytest.mark.parametrize("task", [*TaskType])
+def test_the_rows_of_a_task(place: Path, task: TaskType) -> None:
+    """The rows shown for each task type are read as it, and trained on."""
+    write_files(ROOT / "docs/sft.md", place)
+    trainer = create_sft_trainer(
+        "Qwen/Qwen2.5-0.5B", f"{task.value}.jsonl", task_type=task, max_steps=1, output_dir=str(place / "run")
+    )
+    trainer.train()
+    assert (place / "run" / "model").is_dir()
+
+
+@pytest.mark.parametrize(("page", "text"), parts())
+def test_a_part_of_a_config(place: Path, page: str, text: str) -> None:
+    """Fits a run of supervised fine-tuning or of GRPO."""
+    part, refused = yaml.safe_load(text), []
+    for rest in (
+        {"algorithm": "sft", "model": {"name_or_path": "m"}, "dataset": {"name": "rows.jsonl"}},
+        {
+            "algorithm": "grpo",
+            "model": {"name_or_path": "m"},
+            "dataset": {"name": "d"},
+            "rewards": [{"type": "length"}],
+        },
+    ):
+        whole = {
+            key: {**rest.get(key, {}), **part.get(key, {})}
+            if isinstance(part.get(key), dict)
+            else part.get(key, rest.get(key))
+            for key in {**rest, **part}
+        }
+        if "datasets" in part:
+            del whole["dataset"]
+        try:
+            resolve(whole)
+        except ConfigError as error:
+            refused.append(str(error))
+    assert len(refused) < 2, "\n".join(refused)
+
+
+def test_the_reward_models(place: Path) -> None:
+    """Every command of the page in turn."""
+    page = ROOT / "docs/reward-models.md"
+    write_files(page, place)
+    (place / "held_out_pairs.jsonl").write_text(files(page)["pairs.jsonl"])
+    tiny.write_rows(place / "answers.jsonl", [{"prompt": "Say hello.", "completion": "Hello!"}])
+    for line in "".join(blocks("docs/reward-models.md", "sh")).splitlines():
+        done = aligntune(*shlex.split(line.split("  #")[0])[1:])
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    assert json.loads((place / "scores.jsonl").read_text())["score"]
+    assert (place / "distilled" / "model" / "config.json").exists()
+
+
 def test_the_loss_of_ones_own(place: Path) -> None:
-    functions, code = blocks("docs/own-loss.md", "python")
-    (place / "mine.py").write_text(functions)
+    _, code = blocks("docs/own-loss.md", "python")
+    write_files(ROOT / "docs/own-loss.md", place)
     exec(compile(code, "docs/own-loss.md", "exec"), {})
     rows = [json.loads(line) for line in (place / "output" / "cispo" / "metrics.jsonl").read_text().splitlines()]
     assert "clipped_share" in rows[0]
     assert "approx_kl" in rows[0]
+    trainer = create_sft_trainer(
+        "Qwen/Qwen2.5-0.5B", "rows.jsonl", loss_function="mine.py:focal", max_steps=1, output_dir=str(place / "sft")
+    )
+    assert trainer.train()["train_loss"] > 0
 
 
 def test_every_page_is_in_the_navigation() -> None:
@@ -159,7 +263,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         name, _, anchor = link.partition("#")
         target = (page.parent / name).resolve() if name else page
         assert target.is_file(), link
-        assert page.parent.name != "docs" or target.parent == page.parent, link
+        assert page.parent != ROOT / "docs" or target.parent == page.parent, link
         if anchor:
             assert anchor in {_slug(found) for found in re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)}, (
                 link
