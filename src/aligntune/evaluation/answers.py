@@ -153,7 +153,8 @@ class GreedyGenerator:
         room = self.max_length - max_new_tokens
         if room < 1:
             raise DataError(
-                f"max_new_tokens {max_new_tokens} leaves no room for a prompt: the model takes {self.max_length}"
+                f"max_new_tokens {max_new_tokens} leaves no room for a prompt: the model takes {self.max_length} "
+                "tokens in all; lower it (evaluation.max_new_tokens)"
             )
         long = sum(len(ids) > room for ids in prompts)
         if long:
