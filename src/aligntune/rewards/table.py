@@ -53,7 +53,8 @@ aligntune train run.yaml
 - Rewards of the kind *heuristic* in the table stand in for what their name says. A policy learns to game them; use them beside others, and watch `eval_rewards/NAME/accuracy`.
 
 Test before you train. `aligntune reward test math_correctness problems.jsonl --gold answer` scores the gold answers and wrong ones made from them: gold answers must score full marks, and wrong ones must
-not. `aligntune reward list NAME` shows one reward in full, and `aligntune reward score polite.yaml answers.jsonl` scores a file.
+not. `aligntune reward list NAME` shows one reward in full, and `aligntune reward score my_rewards.py:polite answers.jsonl` scores the column
+`completion` of a file.
 
 ## A reward of your own
 
