@@ -94,7 +94,11 @@ def ours(folder: Path, arm: str, steps: int, completions: int, new: int) -> dict
     rows = trained_rows(create_trainer(run), output)
     times = [row["elapsed_s"] for row in rows]
     steady = [b - a for a, b in itertools.pairwise(times)][WARMUP - 1 :]
-    found: dict[str, Any] = {"step_s": median(steady), "longest_step_s": round(max(steady), 4), "until_first_step_s": round(times[0], 1)}
+    found: dict[str, Any] = {
+        "step_s": median(steady),
+        "longest_step_s": round(max(steady), 4),
+        "until_first_step_s": round(times[0], 1),
+    }
     for name in ("perf/rollout_seconds", "perf/scoring_seconds", "perf/update_seconds", "completions/mean_length"):
         values = [row[name] for row in rows[WARMUP:] if name in row]
         if values:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tiny
+from aligntune.models.kernels.joined import lay_together
 from aligntune.rollouts.base import SamplingParams
 from aligntune.rollouts.graph import GraphEngine
 from aligntune.rollouts.rounded import RoundedEngine
@@ -44,6 +45,32 @@ def test_it_samples_from_the_rounded_weights(engine: type) -> None:
     for name, parameter in masters.named_parameters():
         assert torch.equal(parameter, before[name])
         assert parameter.dtype == torch.float32
+
+
+class Laying(GraphEngine):
+    """Moves weights as the engine does on a GPU, and keeps what it ran on."""
+
+    ran_on: list[list[torch.Tensor]]
+
+    def generate(self, prompt_ids: Any, params: SamplingParams) -> Any:
+        lay_together(self.causal)
+        self.ran_on.append([parameter.data for parameter in self.model.parameters()])
+        return super().generate(prompt_ids, params)
+
+
+def test_copies_stay_where_the_engine_has_moved_them() -> None:
+    """Else every rollout would move them again, and capture its graphs anew."""
+    half, masters = models()
+    want = GraphEngine(half).generate(PROMPTS, PARAMS)
+    inner = Laying(masters)
+    inner.ran_on = []
+    engine = RoundedEngine(inner, masters, torch.bfloat16)
+    for _ in range(2):
+        found = engine.generate(PROMPTS, PARAMS)
+        assert found.completion_ids == want.completion_ids
+    first, second = ([weight.data_ptr() for weight in weights] for weights in inner.ran_on)
+    assert first == second
+    assert {parameter.dtype for parameter in masters.parameters()} == {torch.float32}
 
 
 def test_new_weights_are_heard_and_an_error_leaves_the_masters() -> None:

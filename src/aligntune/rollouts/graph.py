@@ -19,6 +19,7 @@ from aligntune.models.forward import TOLERANCE, causal_model, decoder, input_dev
 from aligntune.models.kernels.attention import unsupported_attention
 from aligntune.models.kernels.compile import decoding_layers
 from aligntune.models.kernels.documents import Documents
+from aligntune.models.kernels.joined import joined, lay_together
 from aligntune.models.kernels.kv_attention import ROLLOUT, KVStore, Prefill, register_rollout_attention
 from aligntune.models.modes import evaluating
 from aligntune.models.packed import PackedRows
@@ -59,6 +60,8 @@ class GraphEngine:
         size = max(1, (self.max_rows or self._rows_that_fit(longest)) // params.num_generations)
         result = Rollouts([], [], [], [])
         seed = int(torch.randint(2**31, ())) if params.seed is None else params.seed
+        if self._device.type == "cuda":
+            lay_together(self.causal)
         with _rollout_mode(self.model, self.causal), seeded(seed, self._device), torch.no_grad():
             for start in range(0, len(prompt_ids), size):
                 part = self._generate([list(p) for p in prompt_ids[start : start + size]], params, seed + start)
@@ -69,7 +72,8 @@ class GraphEngine:
         return result
 
     def update_weights(self) -> None:
-        """Nothing to do: the weights are the trainer's, and graphs are captured anew if their storage moved."""
+        """Nothing to do: the weights are the trainer's, and graphs are captured anew if their storage moved. (On CUDA the first
+        rollout moves some of them: `lay_together`.)"""
 
     def release(self) -> None:
         """See `RolloutEngine`: the cache, and the graphs that were captured over it."""
@@ -238,11 +242,11 @@ def _by_tokens(prompts: list[list[int]], budget: int) -> Iterator[list[list[int]
 
 @contextmanager
 def _rollout_mode(model: nn.Module, causal: Any) -> Iterator[None]:
-    """Evaluation mode and our attention, for the moment."""
+    """Evaluation mode, our attention, and one product for all layers that read one input, for the moment."""
     implementation = causal.config._attn_implementation
     causal.set_attn_implementation(ROLLOUT)
     try:
-        with evaluating(model), decoding_layers(causal, compiled=False):
+        with evaluating(model), decoding_layers(causal, compiled=False), joined(causal):
             yield
     finally:
         causal.set_attn_implementation(implementation)

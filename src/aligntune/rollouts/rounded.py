@@ -54,4 +54,6 @@ class RoundedEngine:
             yield
         finally:
             for name, original in originals.items():
+                if masters[name].dtype == self.dtype:
+                    self._copies[name] = masters[name].data  # where the engine has moved it
                 masters[name].data = original
