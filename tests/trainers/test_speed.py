@@ -87,16 +87,29 @@ def test_a_gpu_compiles_unasked_what_earns_it(
     assert len(compiled) == 1
 
 
-def test_online_rl_with_compiled_layers(files: Path, compiled: list[Any]) -> None:
-    def run(name: str, **settings: Any) -> Any:
-        return create_rl_trainer(
-            files / "model", files / "prompts.jsonl", "grpo", backend="native", reward_functions=["length"], use_peft=False,
-            batch_size=8, num_generations=4, max_steps=3, max_completion_length=6, logging_steps=1, loggers="none",
-            output_dir=files / name, precision="fp32", **settings,
-        )  # fmt: skip
+def online(files: Path, name: str, **settings: Any) -> Any:
+    return create_rl_trainer(
+        files / "model", files / "prompts.jsonl", "grpo", backend="native", reward_functions=["length"], batch_size=8, num_generations=4,
+        max_completion_length=6, logging_steps=1, loggers="none", output_dir=files / name, precision="fp32",
+        **({"use_peft": False, "max_steps": 3} | settings),
+    )  # fmt: skip
 
-    plain = losses(run("plain"))
-    assert losses(run("compiled", compile=True)) == pytest.approx(plain, abs=1e-5)
+
+def test_online_rl_with_compiled_layers(files: Path, compiled: list[Any]) -> None:
+    plain = losses(online(files, "plain"))
+    assert losses(online(files, "compiled", compile=True)) == pytest.approx(plain, abs=1e-5)
+    assert len(compiled) == 1
+
+
+def test_a_gpu_compiles_a_long_online_run_of_all_weights(
+    files: Path, compiled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(rules, "EARNS", 2)
+    online(files, "short", max_steps=1).train()
+    online(files, "lora", use_peft=True, lora_dropout=0.0).train()
+    assert not compiled
+    online(files, "long").train()
     assert len(compiled) == 1
 
 

@@ -53,7 +53,8 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     compile: bool | None = None
-    """Compile the decoder layers (native backend); the first steps then take half a minute or more. Unset: off. (Addition.)"""
+    """Compile the decoder layers (native backend); the first steps then take a quarter of a minute or more. Unset: on a CUDA GPU, for
+    online algorithms that train all weights (not Meta-ES), in runs of at least 250 steps x gradient accumulation. (Addition.)"""
     selective_checkpointing: Annotated[str, OneOf("off", "cheap", "half", "mlp")] = "off"
     """What compiled layers recompute in the backward pass: `cheap`, all but matrix products and attention; `half`, also one
     of the two wide products of a gated MLP; `mlp`, both. Between no checkpointing and `gradient_checkpointing`. (Addition.)"""
