@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tiny
 from aligntune.core.backend_factory import create_rl_trainer
@@ -20,10 +21,14 @@ def digits(completion: str) -> float:
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo", "dapo"])
 @pytest.mark.parametrize("use_peft", [False, True])
-def test_a_run(tmp_path: Path, algorithm: str, use_peft: bool) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_run(tmp_path: Path, algorithm: str, use_peft: bool, compiled: bool) -> None:
     tiny.write_model(tmp_path / "model", hidden_size=64, num_attention_heads=4)
     tiny.write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"say {word}", "answer": word} for word in tiny.WORDS])
     settings: dict[str, Any] = {} if algorithm == "ppo" else {"num_generations": 8}
+    if compiled:
+        torch._dynamo.reset()
+        settings |= {"compile": True, "lora_dropout": 0.0} if use_peft else {"compile": True}
     session = create_rl_trainer(
         tmp_path / "model", tmp_path / "prompts.jsonl", algorithm, backend="native", reward_functions=[digits], use_peft=use_peft,
         batch_size=32, max_steps=40, learning_rate=1e-2, lr_scheduler="constant", logging_steps=1, max_completion_length=8, temperature=1.0,
