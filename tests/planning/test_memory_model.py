@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from aligntune.config.base import LoraSettings
-from aligntune.config.enums import SPLIT_OPTIMIZERS
+from aligntune.config.optimizers import SPLIT_OPTIMIZERS
 from aligntune.models.forward import causal_model, trunk_hidden, use_padding
 from aligntune.models.kernels import compile as kernels
 from aligntune.models.kernels import linear_loss

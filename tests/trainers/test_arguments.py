@@ -30,11 +30,23 @@ def test_batches_reach_a_gpu_without_waiting_for_it(tmp_path: Path, monkeypatch:
     assert on_gpu.accelerator_config.non_blocking
 
 
-def test_unknown_words(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train\.optimizer: adam_w is not a valid"):
-        made(tmp_path, optimizer="adam_w")
-    with pytest.raises(ConfigError, match=r"train\.lr_scheduler: cosin is not a valid"):
-        made(tmp_path, lr_scheduler="cosin")
+@pytest.mark.parametrize("setting", ["optimizer", "lr_scheduler"])
+def test_a_name_that_the_installed_transformers_lacks(tmp_path: Path, setting: str) -> None:
+    run = resolve({"model": "m", "dataset": "d"}, algorithm="sft").config
+    run = run.model_copy(update={"train": run.train.model_copy(update={setting: "of_another_version"})})
+    with pytest.raises(ConfigError, match=rf"train\.{setting}: of_another_version is not a valid"):
+        training_arguments(run, tmp_path, Precision(torch.float32))
+
+
+@pytest.mark.parametrize(("name", "module"), [
+    ("schedule_free_adamw", "schedulefree"), ("adamw_torch_4bit", "torchao"), ("stable_adamw", "optimi"), ("adalomo", "lomo_optim"),
+])  # fmt: skip
+def test_an_optimiser_of_another_package_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str
+) -> None:
+    monkeypatch.setattr(of_arguments, "find_spec", lambda asked: None if asked == module else asked)
+    with pytest.raises(ConfigError, match=rf"train\.optimizer: {name} needs the package {module}.*pip install"):
+        made(tmp_path, optimizer=name)
 
 
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_32bit", "lion_8bit", "adamw_bnb_8bit"])

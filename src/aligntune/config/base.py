@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
-from aligntune.config.words import plain_word
+from aligntune.config.words import not_among, plain_word
 
 
 class Section(BaseModel):
@@ -67,7 +67,7 @@ class Choice(StrEnum):
             extra = cls.also().get(word.replace("_", ""))
             if extra is not None:
                 return cls(extra)
-        raise ValueError(f"should be one of {', '.join(member.value for member in cls)}")
+        raise ValueError(not_among(value, (member.value for member in cls)))
 
     @classmethod
     def also(cls) -> dict[str, str]:
@@ -96,7 +96,7 @@ class OneOf:
             for word in self.words:
                 if plain_word(word) == plain_word(value):
                     return word
-        raise ValueError(f"should be one of {', '.join(self.words)}")
+        raise ValueError(not_among(value, self.words))
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(self.match)

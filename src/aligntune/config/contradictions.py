@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aligntune.config.classification import classification_contradictions
-from aligntune.config.enums import LOGGERS, SPLIT_OPTIMIZERS, PrecisionType
+from aligntune.config.enums import LOGGERS, PrecisionType
 from aligntune.config.launch import launch_contradictions
-from aligntune.config.problems import suggest
+from aligntune.config.optimizers import SPLIT_OPTIMIZERS
 from aligntune.config.rl_contradictions import off_in_rl, rl_contradictions
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.config.synonyms import Path
+from aligntune.config.words import suggest
 
 MODEL_METRICS = ("bertscore", "semantic_similarity")
 """Metrics that a model of their own computes."""

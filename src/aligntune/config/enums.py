@@ -61,8 +61,5 @@ class TaskType(Choice):
         return self in (TaskType.TEXT_CLASSIFICATION, TaskType.TOKEN_CLASSIFICATION)
 
 
-SPLIT_OPTIMIZERS = ("adamw_split", "adamw_split_bf16")
-"""Optimisers of our own (`aligntune.optim.split_adamw`)."""
-
 LOGGERS = ("tensorboard", "wandb", "trackio", "mlflow")
 """Trackers that a run can be logged to."""

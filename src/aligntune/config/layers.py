@@ -14,11 +14,12 @@ from pydantic import BaseModel
 from aligntune.config.base import Section
 from aligntune.config.enums import AlgorithmType
 from aligntune.config.load import Entry, Layer, Origin
-from aligntune.config.problems import Work, all_names, canonical_path, nearest, places, rename, short, suggest
+from aligntune.config.problems import Work, all_names, canonical_path, nearest, places, rename, short
 from aligntune.config.rewards import RewardModelSourceConfig
 from aligntune.config.rl import SampleLoggingConfig
 from aligntune.config.run import run_class, section_classes
 from aligntune.config.synonyms import BACKEND_FLAGS, Group, Path, dataset_groups, groups
+from aligntune.config.words import suggest
 
 NESTED: dict[Path, type[Section]] = {
     ("logging", "sample_logging"): SampleLoggingConfig,

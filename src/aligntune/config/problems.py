@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,11 +67,6 @@ def is_dataset_settings(given: Mapping[Any, Any]) -> bool:
     for algorithm in (AlgorithmType.SFT, AlgorithmType.DPO):
         known |= {*section_classes(algorithm)["dataset"].model_fields, *renames(algorithm)["dataset"]}
     return known >= set(given)
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.7)
-    return f": did you mean {close[0]}?" if close else ""
 
 
 def rename(algorithm: AlgorithmType, path: Path) -> Path:

@@ -25,7 +25,7 @@ from aligntune.config.base import (
 )
 from aligntune.config.enums import PrecisionType
 from aligntune.config.rewards import RewardModelSourceConfig
-from aligntune.config.sft import Attention, LogLevel, Strategy
+from aligntune.config.sft import Attention, LogLevel, Optimizer, ScheduleName, Strategy
 
 TruncationMode = Annotated[str, OneOf("keep_end", "keep_start")]
 
@@ -202,12 +202,12 @@ class TrainingConfig(Section):
     """Gradients are scaled down to this norm; 0 turns clipping off."""
     weight_decay: Weight = 0.01
     """Decoupled weight decay."""
-    optimizer: str = "adamw_torch"
-    """Optimiser, by transformers' names (on a GPU the default is its fused kernel), or of our own on the native backend:
+    optimizer: Optimizer = "adamw_torch"
+    """Optimiser, by transformers' names but GaLore's and APOLLO's (on a GPU the default is its fused kernel), or of our own on the native backend:
     `adamw_split`, bfloat16 weights with exact float32 masters in 14 bytes a weight for 16, gradient included;
     `adamw_split_bf16`, moments in bfloat16 too, rounded stochastically: 10 bytes."""
-    lr_scheduler: str = "cosine"
-    """Learning-rate schedule, by transformers' names."""
+    lr_scheduler: ScheduleName = "cosine"
+    """Learning-rate schedule, by transformers' names. `reduce_lr_on_plateau` and `greedy` go by `metric_for_best_model`."""
     warmup_steps: Size = 0
     """Steps of linear warm-up; above 0 it wins over `warmup_ratio`."""
     warmup_ratio: Share = 0.0

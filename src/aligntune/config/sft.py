@@ -23,11 +23,14 @@ from aligntune.config.base import (
     Weight,
 )
 from aligntune.config.enums import PrecisionType, TaskType
+from aligntune.config.optimizers import OPTIMIZERS, SCHEDULES
 
 Attention = Annotated[
     str, OneOf("auto", "flash_attention_2", "flash_attention_3", "varlen", "sdpa", "eager", "flex_attention")
 ]
 LogLevel = Annotated[str, OneOf("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")]
+Optimizer = Annotated[str, OneOf(*OPTIMIZERS)]
+ScheduleName = Annotated[str, OneOf(*SCHEDULES)]
 Strategy = Annotated[str, OneOf("no", "steps", "epoch")]
 
 
@@ -199,12 +202,12 @@ class TrainingConfig(Section):
     """Processes that collate batches ahead of the step."""
     remove_unused_columns: bool = False
     """Drop every column but the model's inputs. False keeps `preserve_columns`."""
-    optimizer: str = "adamw_torch"
-    """Optimiser, by transformers' names (on a GPU the default is its fused kernel), or of our own on the native backend:
+    optimizer: Optimizer = "adamw_torch"
+    """Optimiser, by transformers' names but GaLore's and APOLLO's (on a GPU the default is its fused kernel), or of our own on the native backend:
     `adamw_split`, bfloat16 weights with exact float32 masters in 14 bytes a weight for 16, gradient included;
     `adamw_split_bf16`, moments in bfloat16 too, rounded stochastically: 10 bytes."""
-    lr_scheduler: str = "cosine"
-    """Learning-rate schedule, by transformers' names."""
+    lr_scheduler: ScheduleName = "cosine"
+    """Learning-rate schedule, by transformers' names. `reduce_lr_on_plateau` and `greedy` go by `metric_for_best_model`."""
     group_by_length: bool = False
     """Batches of rows of like length: less padding."""
     dataloader_drop_last: bool = False

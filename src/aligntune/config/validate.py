@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from aligntune.config.base import Section
 from aligntune.config.layers import canonical_entry
 from aligntune.config.load import Origin
-from aligntune.config.problems import Work, all_names, nearest, places, short, suggest
+from aligntune.config.problems import Work, all_names, nearest, places, short
 from aligntune.config.rewards import RewardConfig, RewardModelTrainingConfig
 from aligntune.config.run import RLRunConfig, SFTRunConfig, run_class, section_classes
 from aligntune.config.synonyms import Path, renames
+from aligntune.config.words import suggest
 
 LISTS = ("datasets", "rewards")
 """Sections that come several at a time."""

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from aligntune.config import applies
-from aligntune.config.enums import SPLIT_OPTIMIZERS, AlgorithmType, PrecisionType
+from aligntune.config.enums import AlgorithmType, PrecisionType
+from aligntune.config.optimizers import SPLIT_OPTIMIZERS
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.errors import AlignTuneError
 from aligntune.planning.situation import Situation, copies_reference

@@ -15,8 +15,9 @@ from packaging.version import Version
 
 from aligntune.backends.select import choose
 from aligntune.config import applies
-from aligntune.config.enums import SPLIT_OPTIMIZERS, AlgorithmType, PrecisionType
+from aligntune.config.enums import AlgorithmType, PrecisionType
 from aligntune.config.launch import SHARDED
+from aligntune.config.optimizers import SPLIT_OPTIMIZERS
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.errors import ModelError
 from aligntune.models.files import model_folder

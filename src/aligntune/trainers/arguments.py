@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import re
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from aligntune.config.enums import SPLIT_OPTIMIZERS
+from aligntune.config.optimizers import SPLIT_OPTIMIZERS
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.errors import ConfigError, require
 from aligntune.models.precision import Precision, device
 from aligntune.optim.split_adamw import SplitAdamW
 
+PACKAGES = {
+    "torch_4bit": ("torchao", "torchao"), "torch_8bit": ("torchao", "torchao"), "schedule_free": ("schedulefree", "schedulefree"),
+    "lomo": ("lomo_optim", "lomo-optim"), "stable_adamw": ("optimi", "torch-optimi"), "grokadamw": ("grokadamw", "grokadamw"),
+    "anyprecision": ("torchdistx", "torchdistx"), "xla": ("torch_xla", "torch_xla"), "npu": ("torch_npu", "torch_npu"),
+}  # fmt: skip
+"""Part of an optimiser's name -> the module that it needs, and what `pip` calls it."""
 LARGE_EPOCHS = 1_000_000
 """Passes when only `max_steps` counts."""
 
@@ -124,6 +131,11 @@ def _check_hardware(run: SFTRunConfig | RLRunConfig) -> None:
     train, on_cpu = run.train, device().type == "cpu"
     if re.search("bnb|paged|^lion|^ademamix|(?<!torch)_8bit", train.optimizer):
         require("bitsandbytes", extra="quant", why=f"train.optimizer: {train.optimizer}")
+    module, package = next((needed for word, needed in PACKAGES.items() if word in train.optimizer), (None, ""))
+    if module is not None and find_spec(module) is None:
+        raise ConfigError(
+            f"train.optimizer: {train.optimizer} needs the package {module}, which is not installed: pip install {package}"
+        )
     if train.use_liger_kernel:
         require("liger_kernel", extra="liger", why="train.use_liger_kernel")
     for name in ("activation_offloading", "use_liger_kernel"):

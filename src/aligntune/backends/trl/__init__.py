@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aligntune.backends.base import Run, missing
-from aligntune.config.enums import SPLIT_OPTIMIZERS, AlgorithmType
+from aligntune.config.enums import AlgorithmType
+from aligntune.config.optimizers import SPLIT_OPTIMIZERS
 from aligntune.config.run import SFTRunConfig
 
 if TYPE_CHECKING:
