@@ -86,7 +86,7 @@ def rows() -> Iterator[tuple[str, float, dict[str, float], float]]:
     for found in _read("rollouts.jsonl"):
         rollout = Rollout(found["rows"], LENGTHS + found["new"], found["rows"] * LENGTHS)
         training = Training(
-            _shape(found["shape"]), Batch(1, 1, 1), "none", trained=2, optimizer="paged_adamw", rollout=rollout
+            _shape(found["shape"]), Batch(1, 1, 1), "none", trained=2, optimizer="paged_adamw_32bit", rollout=rollout
         )
         yield _row(
             f"rollouts, {found['arm']}, {found['rows']} x {found['new']}", training, found["peak_gib"], "rollout"

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aligntune.config.best_metric import CLASSIFICATION_METRICS, ENTITY_METRICS
 from aligntune.errors import DataError
 from aligntune.evaluation.label_scores import are_entity_tags, metric_names, score_tags, spans
 from aligntune.evaluation.labels import (
-    CLASSIFICATION_METRICS,
-    ENTITY_METRICS,
     Score,
     entities,
     entity_report,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from aligntune.config.best_metric import goes_by_metric, unknown_metric
 from aligntune.config.classification import classification_contradictions
 from aligntune.config.enums import LOGGERS, PrecisionType
 from aligntune.config.launch import launch_contradictions
-from aligntune.config.optimizers import SPLIT_OPTIMIZERS
+from aligntune.config.optimizers import MEASURED_SCHEDULES, SPLIT_OPTIMIZERS
 from aligntune.config.rl_contradictions import off_in_rl, rl_contradictions
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.config.synonyms import Path
@@ -44,6 +45,8 @@ def contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, s
             f"is {schedule.save_every}, not a multiple of eval_interval {schedule.eval_every}, which load_best_model_at_end needs",
         )
     yield from _never_evaluated(config)
+    yield from unknown_metric(config)
+    yield from _learning_rate(config)
     if config.model.quantization and not (
         config.model.peft_enabled if isinstance(config, SFTRunConfig) else config.model.use_peft
     ):
@@ -71,6 +74,8 @@ def _never_evaluated(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path,
         lacking = "needs evaluations: set eval_strategy to steps or epoch"
     else:
         lacking = "needs evaluation data: give eval_dataset or eval_split"
+    if lacking is not None and train.lr_scheduler in MEASURED_SCHEDULES:
+        yield ("train", "lr_scheduler"), f"{train.lr_scheduler} {lacking}"
     if lacking is not None and getattr(train, "early_stopping_patience", None) is not None:
         yield ("train", "early_stopping_patience"), lacking
     if train.is_set("load_best_model_at_end") and train.load_best_model_at_end and not schedule.keep_best:
@@ -79,12 +84,33 @@ def _never_evaluated(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path,
             lacking or "needs checkpoints: set save_strategy to that of eval_strategy",
         )
     for name in ("metric_for_best_model", "greater_is_better"):
-        unused = not schedule.keep_best and getattr(train, "early_stopping_patience", None) is None
-        if unused and train.is_set(name) and getattr(train, name) != type(train).model_fields[name].default:
+        if (
+            not goes_by_metric(config)
+            and train.is_set(name)
+            and getattr(train, name) != type(train).model_fields[name].default
+        ):
             yield (
                 ("train", name),
                 "has no effect: no best evaluation is kept (load_best_model_at_end) or waited for in this run",
             )
+
+
+def _learning_rate(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, str]]:
+    """What a schedule does not do."""
+    train, schedule = config.train, config.schedule
+    if train.lr_scheduler in ("constant", *MEASURED_SCHEDULES):
+        for name in ("warmup_steps", "warmup_ratio"):
+            if train.is_set(name) and getattr(train, name):
+                yield (
+                    ("train", name),
+                    f"has no effect with lr_scheduler {train.lr_scheduler}: constant_with_warmup has one",
+                )
+    if train.lr_scheduler in MEASURED_SCHEDULES and schedule.greater_is_better:
+        yield (
+            ("train", "lr_scheduler"),
+            f"{train.lr_scheduler} takes a lower metric for better, and more is better for {schedule.best_metric}: use "
+            "metric_for_best_model eval_loss, or another schedule",
+        )
 
 
 def _settings_of_what_is_off(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from aligntune.config.algorithms import MetaESConfig
 from aligntune.config.applies import GROUP_RELATIVE
+from aligntune.config.best_metric import goes_by_metric
 from aligntune.config.enums import AlgorithmType as A
 from aligntune.config.rewards import RewardConfig
 from aligntune.config.rl import TrainingConfig
@@ -47,7 +48,7 @@ def _rl(config: RLRunConfig) -> Iterator[tuple[Path, Any, str]]:
     train, algorithm = config.train, config.algorithm
     if train.epochs is None and train.max_steps is None:
         yield ("train", "epochs"), 1, "epochs and max_steps are both unset"
-    if config.schedule.keep_best and train.metric_for_best_model is None:
+    if goes_by_metric(config) and train.metric_for_best_model is None:
         metric = "eval_rewards/accuracies" if algorithm is A.DPO else "eval_reward"
         yield ("train", "metric_for_best_model"), metric, "the algorithm's own measure"
         if not train.is_set("greater_is_better"):

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aligntune.config.best_metric import CLASSIFICATION_METRICS, ENTITY_METRICS
 from aligntune.evaluation.labels import (
-    CLASSIFICATION_METRICS,
-    ENTITY_METRICS,
     EntityReport,
     LabelReport,
     Score,

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from aligntune.config.best_metric import CLASSIFICATION_METRICS, ENTITY_METRICS
 from aligntune.errors import DataError
-
-CLASSIFICATION_METRICS = ("accuracy", "f1_macro", "f1_weighted", "matthews_correlation")
-ENTITY_METRICS = ("precision", "recall", "f1", "f1_macro", "f1_weighted", "accuracy")
 
 SHOWN_CLASSES = 100
 """Most classes of a confusion matrix that is shown."""

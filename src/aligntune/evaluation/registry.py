@@ -7,7 +7,6 @@ at the start of a run, so that nothing missing shows up as a zero at its end.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import math
@@ -16,6 +15,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from aligntune.config.best_metric import ANSWER_METRICS, not_a_metric
 from aligntune.data.functions import find_function
 from aligntune.errors import ConfigError, DataError, ModelError, require
 from aligntune.textmetrics import Encoder, load_encoder
@@ -139,15 +139,14 @@ def metric(
     name: str,
     *,
     setting: str,
-    produces: Sequence[str],
     packages: Sequence[str] = (),
     encoder: EncoderSource | None = None,
 ) -> Callable[[MetricFunction], MetricFunction]:
-    """Register a metric: `setting` is the `EvaluationConfig` switch, `produces` the names it returns, `packages` what it
+    """Register a metric: `setting` is the `EvaluationConfig` switch, `packages` what it
     imports, `encoder` the config field that names the encoder it is given as `encoder`."""
 
     def register(function: MetricFunction) -> MetricFunction:
-        REGISTRY[name] = Metric(name, function, setting, tuple(produces), tuple(packages), encoder)
+        REGISTRY[name] = Metric(name, function, setting, ANSWER_METRICS[setting], tuple(packages), encoder)
         return function
 
     return register
@@ -200,13 +199,7 @@ def check_best_metric(name: str, metrics: Iterable[Metric], others: Iterable[str
     metrics = list(metrics)
     known = {*others, *(produced for entry in metrics for produced in entry.produces or ())}
     if plain not in known and all(entry.produces is not None for entry in metrics):
-        close = difflib.get_close_matches(plain, known, n=1)
-        hint = f"did you mean eval_{close[0]}? " if close else ""
-        listed = ", ".join(f"eval_{known_name}" for known_name in sorted(known))
-        raise ConfigError(
-            f"metric_for_best_model: no evaluation of this run gives {name!r}; {hint}It gives {listed}. More come with the "
-            "compute_* settings of evaluation."
-        )
+        raise ConfigError(f"metric_for_best_model: {not_a_metric(name, known)}")
     return f"eval_{plain}"
 
 

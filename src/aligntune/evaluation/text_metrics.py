@@ -12,21 +12,19 @@ from aligntune.textmetrics import Encoder
 Scores = dict[str, Any]
 
 
-@metric(
-    "rouge", setting="compute_rouge", produces=("rouge1", "rouge2", "rougeL"), packages=("rouge_score.rouge_scorer",)
-)
+@metric("rouge", setting="compute_rouge", packages=("rouge_score.rouge_scorer",))
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> Scores:
     """ROUGE F-measures, 0 to 1."""
     return dict(textmetrics.rouge(predictions, references, types=("rouge1", "rouge2", "rougeL")))
 
 
-@metric("bleu", setting="compute_bleu", produces=("bleu",), packages=("sacrebleu",))
+@metric("bleu", setting="compute_bleu", packages=("sacrebleu",))
 def bleu(predictions: Sequence[str], references: Sequence[str]) -> Scores:
     """Corpus BLEU, 0 to 100."""
     return {"bleu": textmetrics.bleu(predictions, references)}
 
 
-@metric("meteor", setting="compute_meteor", produces=("meteor",), packages=("nltk.stem.porter",))
+@metric("meteor", setting="compute_meteor", packages=("nltk.stem.porter",))
 def meteor(predictions: Sequence[str], references: Sequence[str]) -> Scores:
     """METEOR, 0 to 1."""
     return {"meteor": textmetrics.meteor(predictions, references)}
@@ -35,13 +33,6 @@ def meteor(predictions: Sequence[str], references: Sequence[str]) -> Scores:
 @metric(
     "codebleu",
     setting="compute_codebleu",
-    produces=(
-        "codebleu",
-        "codebleu_ngram_match",
-        "codebleu_weighted_ngram_match",
-        "codebleu_syntax_match",
-        "codebleu_dataflow_match",
-    ),
     packages=("tree_sitter", "tree_sitter_python"),
 )
 def codebleu(predictions: Sequence[str], references: Sequence[str], language: str | Sequence[str] = "python") -> Scores:
@@ -54,7 +45,6 @@ def codebleu(predictions: Sequence[str], references: Sequence[str], language: st
 @metric(
     "bertscore",
     setting="compute_bertscore",
-    produces=("bertscore_precision", "bertscore_recall", "bertscore_f1"),
     encoder=EncoderSource("bertscore_model", word_prefix_space=True),
 )
 def bertscore(predictions: Sequence[str], references: Sequence[str], encoder: Encoder) -> Scores:
@@ -66,7 +56,6 @@ def bertscore(predictions: Sequence[str], references: Sequence[str], encoder: En
 @metric(
     "semantic_similarity",
     setting="compute_semantic_similarity",
-    produces=("semantic_similarity",),
     encoder=EncoderSource("semantic_similarity_model"),
 )
 def semantic_similarity(predictions: Sequence[str], references: Sequence[str], encoder: Encoder) -> Scores:

@@ -17,7 +17,7 @@ from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.errors import AlignTuneError
 from aligntune.planning.situation import Situation, copies_reference
 
-ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_apex_fused", "adamw_split")
+ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_split")
 """The same update: `adamw_split_bf16` may take their place."""
 LEAST = 0.01
 """A change that saves less than this share of the peak is not worth a setting."""

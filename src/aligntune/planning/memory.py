@@ -32,9 +32,9 @@ SLACK = 0.05
 """Share of torch's peak that lies in blocks too small to use: an allowance, since it depends on the order of the lengths."""
 
 OPTIMIZERS: dict[str, tuple[float, float]] = {
-    "adamw_torch": (2, 1), "adamw_torch_fused": (2, 0), "adamw_apex_fused": (2, 0), "adamw_anyprecision": (1.5, 0),
+    "adamw_torch": (2, 1), "adamw_torch_fused": (2, 0), "adamw_anyprecision": (1.5, 0),
     "adamw_8bit": (0.508, 0), "adamw_bnb_8bit": (0.508, 0), "paged_adamw_8bit": (0, 0), "paged_adamw_32bit": (0, 0),
-    "paged_adamw": (0, 0), "adafactor": (0.01, 0), "sgd": (0, 1), "lion_32bit": (1, 0), "lion_8bit": (0.254, 0), "paged_lion_32bit": (0, 0),
+    "adafactor": (0.01, 0), "sgd": (0, 1), "lion_32bit": (1, 0), "lion_8bit": (0.254, 0), "paged_lion_32bit": (0, 0),
     "paged_lion_8bit": (0, 0), "adagrad": (1, 0), "rmsprop": (1, 0), "rmsprop_bnb": (1, 0), "rmsprop_bnb_8bit": (0.254, 0),
     "adamw_torch_8bit": (0.508, 0), "adamw_torch_4bit": (0.258, 0), "adamw_split": (5, 0), "adamw_split_bf16": (3, 0),
 }  # fmt: skip

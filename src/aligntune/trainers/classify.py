@@ -15,6 +15,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from aligntune.config.best_metric import goes_by_metric
 from aligntune.config.enums import TaskType
 from aligntune.config.sft import DatasetConfig
 from aligntune.data import PaddedCollator, row_reader, tokenize_classes, tokenize_tags
@@ -162,7 +163,7 @@ class ClassificationSession(Session):
         """What turns an evaluation's predictions into metrics; checked before training."""
         custom = custom_metrics(self.config.evaluation.custom_metrics or [])
         names = self.labels.names
-        if self.config.schedule.keep_best:
+        if goes_by_metric(self.config):
             check_best_metric(
                 self.config.train.metric_for_best_model, custom, ["loss", "runtime", *metric_names(names, self.tags)]
             )

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from aligntune.algorithms.sft import dft
+from aligntune.config.best_metric import goes_by_metric
 from aligntune.config.sft import DatasetConfig, TrainingConfig
 from aligntune.data import (
     PackedCollator,
@@ -159,7 +160,7 @@ class SFTSession(AnsweringSession):
         rows = [] if source is None else [row for row in self.questions(source) if row.columns.get("_text") is None]
         metrics = metrics_from_config(self.config.evaluation, has_references=bool(rows))
         others = ["loss", "runtime"] + (["perplexity"] if self.config.evaluation.compute_perplexity else [])
-        if self.config.schedule.keep_best:
+        if goes_by_metric(self.config):
             check_best_metric(self.config.train.metric_for_best_model, metrics, others)
         if not metrics:
             return None

@@ -16,6 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import tiny
+from aligntune.config.best_metric import OF_ONE_REWARD, ONLINE_METRICS
 from aligntune.errors import AlignTuneError, MissingExtra, ModelError
 from aligntune.rewards import RewardSet
 from aligntune.rewards.model import load
@@ -363,6 +364,10 @@ def test_the_best_weights_are_kept_by_the_held_out_reward(files: Path, run: Run)
     best = max(rewards, key=lambda step: (rewards[step], -step))
     assert session.trainer.state.best_global_step == best
     assert session.trainer.args.metric_for_best_model == "eval_reward"
+    given = {name.removeprefix("eval_") for name in session.metrics if name.startswith("eval_")}
+    of_rewards = {name for name in given if OF_ONE_REWARD.fullmatch(name)}
+    assert of_rewards
+    assert given - of_rewards == set(ONLINE_METRICS)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------

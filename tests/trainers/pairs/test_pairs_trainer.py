@@ -15,6 +15,7 @@ from transformers import Trainer
 
 import tiny
 from aligntune.algorithms.batch import Normalizers
+from aligntune.config.best_metric import metrics_of
 from aligntune.core.backend_factory import create_rl_trainer
 from aligntune.errors import DataError
 from aligntune.models.forward import use_padding
@@ -183,6 +184,7 @@ def test_evaluation_does_not_depend_on_its_batches(files: Path, tmp_path: Path, 
         )
         session.train()
         found.append({name: value for name, value in session.metrics.items() if name.startswith("eval_")})
+        assert set(metrics_of(session.config)) == {name.removeprefix("eval_") for name in found[-1]}
     assert found[0] == pytest.approx(found[1], abs=1e-5)
     assert found[0] == pytest.approx(found[2], abs=1e-5)
     assert found[0]["eval_rewards/accuracies"] * 7 == pytest.approx(round(found[0]["eval_rewards/accuracies"] * 7))
