@@ -53,6 +53,11 @@ def rl_contradictions(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
         if train.is_set(name) and not train.sync_ref_model:
             yield ("train", name), "needs sync_ref_model: true"
     yield from _without_reference(config)
+    yield from _adapters(config)
+    samples = config.logging.sample_logging
+    for name in sorted(samples.model_fields_set - {"enabled"}):
+        if not samples.enabled:
+            yield ("logging", "sample_logging", name), "needs enabled: true"
     if train.sync_ref_model and (strategy == "zero3" or (strategy == "fsdp2" and model.use_peft)):
         yield (
             ("train", "sync_ref_model"),
@@ -96,8 +101,8 @@ def _without_reference(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
         yield ("dataset", "precompute_ref_log_probs"), f"needs a reference: {why}"
 
 
-def _online(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
-    """Adapters, reward and value models, sampling."""
+def _adapters(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
+    """Names of adapters, in a run that has none, or beside another reference."""
     model, train = config.model, config.train
     for name in ("ref_adapter_name", "model_adapter_name"):
         if getattr(model, name) is not None and not model.use_peft:
@@ -106,6 +111,11 @@ def _online(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
         others = [name for name in ("force_use_ref_model", "ref_model_init_kwargs") if getattr(model, name)]
         for name in [*others, *(["sync_ref_model"] if train.sync_ref_model else [])]:
             yield ("model", "ref_adapter_name"), f"and {name} name two references; keep one"
+
+
+def _online(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
+    """Reward and value models, sampling."""
+    model, train = config.model, config.train
     has_reward_model = config.reward_training is not None or bool(reward_models(config))
     for name in ("reward_device", "reward_model_quantization"):
         if model.is_set(name) and not has_reward_model:
@@ -129,10 +139,6 @@ def _online(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
                 ("train", "generation_kwargs"),
                 f"{name} has a setting of its own, train.{OWN_SETTING[name]}; use that",
             )
-    samples = config.logging.sample_logging
-    for name in sorted(samples.model_fields_set - {"enabled"}):
-        if not samples.enabled:
-            yield ("logging", "sample_logging", name), "needs enabled: true"
 
 
 def _meta_es(config: RLRunConfig, train: MetaESConfig) -> Iterator[tuple[Path, str]]:
