@@ -466,14 +466,6 @@ def test_what_each_algorithm_needs():
     assert [algorithms.get(name).group_relative for name in ("ppo", "grpo")] == [False, True]
 
 
-def test_truncated_completions_carry_loss_in_ppo_unless_told():
-    ppo, grpo = algorithms.get("ppo"), algorithms.get("grpo")
-    assert grpo.masks_truncated(settings_of("grpo"))
-    assert not grpo.masks_truncated(settings_of("grpo", mask_truncated_completions=False))
-    assert not ppo.masks_truncated(settings_of("ppo"))
-    assert ppo.masks_truncated(settings_of("ppo", mask_truncated_completions=True))
-
-
 @pytest.mark.parametrize(
     ("name", "config", "word"),
     [

@@ -281,7 +281,8 @@ def test_missing_file() -> None:
 @pytest.mark.parametrize(("algorithm", "given", "path", "value"), [
     ("grpo", {}, "train.num_generations", 8), ("grpo", {"batch_size": 4}, "train.num_generations", 4),
     ("grpo", {}, "train.kl_estimator", "k3"), ("grpo", {"kl_estimator": "k2"}, "train.kl_estimator", "k2"),
-    ("ppo", {}, "train.kl_estimator", "k1"), ("ppo", {}, "train.num_ppo_epochs", 4), ("gspo", {}, "train.num_ppo_epochs", 1),
+    ("ppo", {}, "train.kl_estimator", "k1"), ("ppo", {}, "train.num_ppo_epochs", 4), ("ppo", {}, "train.mask_truncated_completions", False),
+    ("ppo", {"mask_truncated_completions": True}, "train.mask_truncated_completions", True), ("grpo", {}, "train.mask_truncated_completions", True), ("gspo", {}, "train.num_ppo_epochs", 1),
     ("dr_grpo", {}, "train.scale_rewards", "none"), ("dr_grpo", {"scale_rewards": "group"}, "train.scale_rewards", "group"),
     ("ppo", {"num_ppo_epochs": None}, "train.num_ppo_epochs", 4), ("dpo", {"loss_type": None}, "train.loss_type", "sigmoid"),
     ("dpo", {"loss_type": None, "loss_weights": {"hinge": 1.0}}, "train.loss_type", None),

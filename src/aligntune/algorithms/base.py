@@ -94,10 +94,6 @@ def keep_all(rewards: Tensor, config: TrainingConfig) -> Tensor:
     return torch.ones(len(rewards), dtype=torch.bool, device=rewards.device)
 
 
-def drop_truncated(config: TrainingConfig) -> bool:
-    return config.mask_truncated_completions
-
-
 def no_advice(config: TrainingConfig) -> list[str]:
     return []
 
@@ -123,8 +119,6 @@ class AlgorithmSpec:
     keep_groups: Callable[[Tensor, Any], Tensor] = keep_all
     """(rewards [P, G], NaN where missing; config) -> [P]: which prompts to train on; the trainer draws others for those dropped (dynamic
     sampling), at most `max_resample_batches` times."""
-    masks_truncated: Callable[[Any], bool] = drop_truncated
-    """Whether completions that did not end carry no loss under this config."""
     check: Callable[[Any], object] = no_advice
     """Raises ConfigError where something that the settings name cannot be used; called once, before training. (What settings
     alone decide is refused in `config`.)"""

@@ -28,11 +28,6 @@ def needs(config: PPOConfig) -> Needs:
     return Needs(reference=config.kl_coef > 0, values=True, rewards=True)
 
 
-def masks_truncated(config: PPOConfig) -> bool:
-    """Only when asked for: a truncated completion without loss could not learn from `missing_eos_penalty`."""
-    return config.is_set("mask_truncated_completions") and config.mask_truncated_completions
-
-
 def token_kl(rollouts: ScoredRollouts, config: PPOConfig) -> Tensor:
     """[B, T] by `kl_estimator`, zero without a reference."""
     if rollouts.ref_log_probs is None:
@@ -87,7 +82,7 @@ def value_term(batch: RolloutBatch, config: PPOConfig, normalizers: Normalizers)
     return Loss(value, {"loss/value": value.detach(), "value_error": mean.detach(), "clip_fraction_value": bound})
 
 
-@algorithm("ppo", inputs="rollouts", needs=needs, advantages=advantages, masks_truncated=masks_truncated)
+@algorithm("ppo", inputs="rollouts", needs=needs, advantages=advantages)
 def loss(batch: RolloutBatch, config: PPOConfig, normalizers: Normalizers) -> Loss:
     policy = surrogate_term(batch, log_ratio(batch), clip_range(config), token_mean, normalizers)
     return total(policy, value_term(batch, config, normalizers))

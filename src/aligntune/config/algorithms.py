@@ -25,6 +25,9 @@ GRPO_LOSSES = ("grpo", "dapo", "dr_grpo")
 class PPOConfig(TrainingConfig):
     """Proximal policy optimisation (arXiv 1707.06347) with a value head; details as in arXiv 2403.17031."""
 
+    own_defaults = {
+        "mask_truncated_completions": (False, "without a loss it could not learn from missing_eos_penalty"),
+    }
     num_ppo_epochs: Count | None = 4
 
 

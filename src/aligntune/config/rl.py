@@ -330,7 +330,7 @@ class TrainingConfig(Section):
     num_generations: Count | None = None
     """Completions per prompt. Unset: `per_device_batch_size` when that is at least 2, else 8."""
     mask_truncated_completions: bool = True
-    """Completions that did not end carry no loss."""
+    """Completions that did not end carry no loss. PPO: false while unset, so that they learn from `missing_eos_penalty`."""
     scale_rewards: Annotated[str, OneOf("group", "batch", "none")] = "group"
     """Advantages divided by the standard deviation of their group, of the batch, or not at all. Dr. GRPO: none while unset."""
     reward_weights: list[Weight] | None = None

@@ -172,7 +172,7 @@ class OnlineTrainer(SharesInPieces, AutocastLoss, NativeTrainer):
         counted = rewarded.clone()
         counted[len(counted) - scored.fillers * group :] = False
         loss_mask = mask & counted[:, None]
-        if self.spec.masks_truncated(self.settings):
+        if self.settings.mask_truncated_completions:
             loss_mask &= ended[:, None]
         sampler = padded(found.sampler_log_probs)
         prompts = [list(row["prompt_ids"]) for row in scored.rows for _ in range(group)]
