@@ -8,10 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aligntune.reporting import palette
-from aligntune.reporting.scales import Scale, log_ticks, nice_ticks, path, roughness, smooth, thin, tick_labels
+from aligntune.reporting import palette, svg
+from aligntune.reporting.scales import (
+    LONG,
+    Scale,
+    log_ticks,
+    means,
+    nice_ticks,
+    path,
+    roughness,
+    smooth,
+    thin,
+    tick_labels,
+)
 from aligntune.reporting.svg import Line, line_chart, sparkline
 from aligntune.reporting.svg_blocks import bar_chart, matrix_chart
+from aligntune.reporting.text import number
 
 NAN = float("nan")
 floats = st.floats(-1e12, 1e12, allow_nan=False)
@@ -259,3 +271,32 @@ def test_colours_can_be_told_from_their_paper(theme):
         if name.startswith("series") or name in ("good", "bad", "warn", "muted", "ink"):
             wanted = 3 if name.startswith("series") else 4.5  # WCAG: graphics 3:1, text 4.5:1
             assert min(contrast(colour, colours["paper"]), contrast(colour, colours["card"])) >= wanted, name
+
+
+class TestLongCurves:
+    """Of a curve with more points than can be seen, charts look at what can be: its extremes, and the means of stretches."""
+
+    def test_means_by_hand(self):
+        assert means([1, 2, 3, 4, 5], [1, 3, 5, None, 9], 3) == ([1.5, 3.5, 5], [2, 5, 9])
+        assert means([1, 2, 3, 4], [None, math.nan, 5, 7], 2) == ([1.5, 3.5], [None, 6])
+        assert means([1, 2], [3, 4], 2) == ([1, 2], [3, 4])
+
+    def test_spikes_ends_and_the_trend_are_those_of_the_whole(self, monkeypatch):
+        smoothed = []
+        monkeypatch.setattr(svg, "smooth", lambda values, weight: smoothed.append(values) or smooth(values, weight))
+        steps = list(range(1, 50_001))
+        rough = [math.sin(step / 8_000) + (1 if step % 2 else -1) for step in steps]
+        rough[30_000], rough[-1] = 77.0, 0.25
+        drawn = line_chart([Line("loss", steps, rough)], title="loss", smoothing=0.95)
+        ends = f"loss: {number(rough[0])} at step 1, {number(0.25)} at step 50,000"
+        assert f"{ends}, lowest {number(min(rough))}, highest {number(77.0)}." in drawn
+        (trend,) = smoothed
+        assert len(trend) <= LONG // 2
+        for part, value in enumerate(trend[:1000]):
+            assert value == pytest.approx(math.sin((part + 0.5) * 50_000 / len(trend) / 8_000), abs=0.05)
+        assert len(drawn) < 60_000
+
+    def test_a_curve_that_is_smooth_by_itself_stays_one_line(self):
+        steps = list(range(50_000))
+        drawn = line_chart([Line("rate", steps, [1 - step / 50_000 for step in steps])], title="rate", smoothing=0.95)
+        assert drawn.count('class="line') == 1

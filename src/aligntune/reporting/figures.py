@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aligntune.reporting.reading import RunRecord
-from aligntune.reporting.scales import finite
+from aligntune.reporting.scales import solids
 from aligntune.reporting.svg import COLOURS, Line, line_chart
 from aligntune.reporting.svg_blocks import bar_chart, matrix_chart
 from aligntune.reporting.text import is_timing, label, value_text
@@ -51,7 +51,7 @@ def metric_groups(record: RunRecord) -> list[Group]:
     charts: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
     for split in record.splits():
         for name in record.names(split):
-            if name not in HIDDEN and sum(map(finite, record.series(split, name)[1])) > 1:
+            if name not in HIDDEN and len(solids(record.series(split, name)[1])) > 1:
                 heading, chart, curve = _place(name)
                 charts.setdefault((heading, chart), []).append((split, name, curve))
     groups: dict[str, Group] = {}
@@ -131,7 +131,7 @@ def _charts(
 
 
 def _chart(chart: str, lines: Sequence[Line], size: tuple[int, int]) -> str:
-    values = [value for line in lines for value in line.y if finite(value)]
+    values = solids([value for line in lines for value in line.y])
     points = max(len(line.y) for line in lines)
     smoothing = max(0.0, min(0.95, 1 - 48 / points))
     spread = chart in LOGARITHMIC and min(values) > 0 and max(values) / min(values) > 50

@@ -11,6 +11,8 @@ from typing import TypeGuard
 from aligntune.reporting.text import number
 
 MAX_POINTS = 600
+LONG = 4096
+"""Points; of a longer curve charts look at the extremes of `LONG / 2` stretches, and smooth the means of these."""
 HUGE, TINY = 1e150, 1e-150  # what is larger has no place in a chart, what is smaller is zero
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 Numbers = Sequence[float | None]
@@ -89,7 +91,7 @@ def smooth(values: Numbers, weight: float) -> list[float | None]:
 
 def roughness(values: Numbers) -> float:
     """Von Neumann's ratio, halved: about 1 for noise, near 0 for a smooth curve; 0 for a constant or under three values."""
-    solid = [value for value in values if finite(value)]
+    solid = solids(values)
     if len(solid) < 3:
         return 0.0
     mean = sum(solid) / len(solid)
@@ -100,7 +102,11 @@ def roughness(values: Numbers) -> float:
 
 def thin(x: Numbers, y: Numbers, limit: int = MAX_POINTS) -> list[tuple[float, float | None]]:
     """About `limit` points that keep every spike: the lowest and highest of each stretch, gaps, and both ends."""
-    points = [(float(a), float(b) if finite(b) else None) for a, b in zip(x, y, strict=True) if finite(a)]
+    points = [
+        (a, b if b is not None and -HUGE < b < HUGE else None)
+        for a, b in zip(x, y, strict=True)
+        if a is not None and -HUGE < a < HUGE
+    ]
     if len(points) <= limit:
         return points
     size = math.ceil(len(points) / (limit // 2))
@@ -112,6 +118,17 @@ def thin(x: Numbers, y: Numbers, limit: int = MAX_POINTS) -> list[tuple[float, f
         if solid:
             kept |= {min(solid)[1], max(solid)[1]}
     return [points[index] for index in sorted(kept)]
+
+
+def means(x: Numbers, y: Numbers, count: int = LONG // 2) -> tuple[Numbers, Numbers]:
+    """The curve by the means of at most `count` stretches, each at the middle of its x; a stretch without a number is a gap."""
+    if len(y) <= count:
+        return x, y
+    size = math.ceil(len(y) / count)
+    stretches = [(solids(x[at : at + size]), solids(y[at : at + size])) for at in range(0, len(y), size)]
+    placed = [(places, values) for places, values in stretches if places]
+    middles = [sum(places) / len(places) for places, _ in placed]
+    return middles, [sum(values) / len(values) if values else None for _, values in placed]
 
 
 def path(points: Sequence[tuple[float, float | None]], x: Scale, y: Scale) -> str:
@@ -133,6 +150,11 @@ def path(points: Sequence[tuple[float, float | None]], x: Scale, y: Scale) -> st
 def finite(value: float | None) -> TypeGuard[float]:
     """Neither missing, NaN nor infinite; beyond `HUGE` counts as infinite, so that differences of two numbers are not."""
     return value is not None and abs(value) < HUGE
+
+
+def solids(values: Numbers) -> list[float]:
+    """Those of the values that are `finite`."""
+    return [value for value in values if value is not None and -HUGE < value < HUGE]
 
 
 def fixed(value: float) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aligntune.reporting.reading import RunRecord
-from aligntune.reporting.scales import finite
+from aligntune.reporting.scales import finite, solids
 from aligntune.reporting.svg import sparkline
 from aligntune.reporting.text import duration, is_timing, label, short, value_text
 
@@ -83,22 +83,18 @@ def subject(record: RunRecord) -> str:
 
 def facts(record: RunRecord) -> list[tuple[str, str]]:
     """Small facts under the headline: steps, epochs, tokens, time, speed, memory."""
-    last: dict[str, Any] = {}
-    for row in record.metrics:
-        if row.get("split", "train") == "train":
-            last.update({name: value for name, value in row.items() if finite_number(value)})
     found = [("steps", f"{record.last_step():,}")] if record.metrics else []
-    if "epoch" in last:
-        found.append(("epochs", f"{last['epoch']:.3g}"))
-    if "num_tokens" in last:
-        found.append(("tokens", short(last["num_tokens"])))
+    for name, title, shown in (("epoch", "epochs", "{:.3g}".format), ("num_tokens", "tokens", short)):
+        last = next((value for value in reversed(record.series("train", name)[1]) if finite(value)), None)
+        if last is not None:
+            found.append((title, shown(last)))
     seconds = record.seconds()
     if seconds is not None:
         found.append(("time", duration(seconds)))
-    speeds = sorted(v for v in record.series("train", "tokens_per_second")[1] if finite(v))
+    speeds = sorted(solids(record.series("train", "tokens_per_second")[1]))
     if speeds:
         found.append(("tokens per second, median", short(speeds[len(speeds) // 2])))
-    memory = [v for v in record.series("train", "memory_gib")[1] if finite(v)]
+    memory = solids(record.series("train", "memory_gib")[1])
     if memory:
         found.append(("peak memory", f"{max(memory):.3g} GiB"))
     return found

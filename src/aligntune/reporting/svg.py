@@ -12,16 +12,19 @@ from dataclasses import dataclass, replace
 from html import escape
 
 from aligntune.reporting.scales import (
+    LONG,
     TINY,
     Numbers,
     Scale,
     finite,
     fixed,
     log_ticks,
+    means,
     nice_ticks,
     path,
     roughness,
     smooth,
+    solids,
     thin,
     tick_labels,
 )
@@ -71,15 +74,16 @@ def line_chart(
     ]
     if not lines:
         return empty(title, width, height)
+    whole, lines = lines, [_extremes(line) for line in lines]
     values = [value for line in lines for part in (line.y, line.low or (), line.high or ()) for value in part]
-    ticks, labels, log_y = _y_ticks([value for value in values if finite(value)], log_y)
+    ticks, labels, log_y = _y_ticks(solids(values), log_y)
     left = 14 + max(len(text) for text in labels) * CHAR
     top = 12 + (18 * _legend_rows(lines, width - left) if len(lines) > 1 else 0)
-    low, high = _x_range([value for line in lines for value in line.x if finite(value)])
+    low, high = _x_range(solids([value for line in lines for value in line.x]))
     x = Scale(low, high, left, width - 14)
     y = Scale(ticks[0], ticks[-1], height - 32, top, log_y)
     body = [_y_axis(ticks, labels, y, left, width - 14), _x_axis(x, height - 32, x_label)]
-    body += [_draw(line, x, y) for line in _with_smoothing(lines, smoothing)]
+    body += [_draw(line, x, y) for line in _with_smoothing(whole, lines, smoothing)]
     body += [_hover(line, x, y) for line in lines]
     if len(lines) > 1:
         body.append(legend(lines, left, width))
@@ -172,13 +176,23 @@ def _x_range(values: Sequence[float]) -> tuple[float, float]:
     return (0, high) if 0 < low <= high / 20 else (low, high)  # steps from 1 or 10 begin at 0
 
 
-def _with_smoothing(lines: Sequence[Line], weight: float) -> list[Line]:
+def _extremes(line: Line) -> Line:
+    """A long curve by what can be seen of it."""
+    if len(line.y) <= LONG or line.low is not None:
+        return line
+    points = thin(line.x, line.y, LONG)
+    return replace(line, x=[at for at, _ in points], y=[value for _, value in points])
+
+
+def _with_smoothing(whole: Sequence[Line], lines: Sequence[Line], weight: float) -> list[Line]:
+    """`lines` as drawn; what is smoothed is `whole`, of which long ones among `lines` have the extremes alone."""
     drawn = []
-    for line in lines:
+    for every, line in zip(whole, lines, strict=True):
         if not weight or sum(map(finite, line.y)) < MIN_SMOOTH or roughness(line.y) < ROUGH:
             drawn.append(line)
         else:
-            drawn += [replace(line, faint=True), replace(line, y=smooth(line.y, weight), low=None, high=None)]
+            at, values = (every.x, every.y) if every is line else means(every.x, every.y)
+            drawn += [replace(line, faint=True), replace(line, x=at, y=smooth(values, weight), low=None, high=None)]
     return drawn
 
 
