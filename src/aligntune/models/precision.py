@@ -14,6 +14,9 @@ from aligntune.config.enums import PrecisionType
 
 logger = logging.getLogger(__name__)
 
+HALF = (torch.bfloat16, torch.float16)
+"""The formats of 16 bits, which tensor cores and flash kernels take."""
+
 
 @dataclass(frozen=True)
 class Precision:

@@ -19,13 +19,13 @@ from transformers.masking_utils import sdpa_mask
 
 from aligntune.errors import ModelError
 from aligntune.models.kernels.documents import (
-    HALF,
     Documents,
     bucketed_attention,
     documents_of,
     varlen_attention,
     varlen_runs,
 )
+from aligntune.models.precision import HALF
 
 VARLEN, PACKED_SDPA = "aligntune_varlen", "aligntune_packed_sdpa"
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
+from aligntune.models.precision import HALF
+
 T = TypeVar("T")
-HALF = (torch.bfloat16, torch.float16)
 VARLEN_TAKES_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch >= 2.12
 
 

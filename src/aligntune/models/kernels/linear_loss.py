@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from aligntune.models.kernels.logit_rows import RowGrads, RowMath, RowStats, logit_rows
+from aligntune.models.precision import HALF
 
 CHUNK_BYTES = {"cuda": 1024 * 2**20, "cpu": 4 * 2**20}
 """float32 logits held at a time, by device type."""
@@ -130,7 +131,7 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
 
 def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, float32: bool = True) -> Tensor:
     """`[C, V]`; with `float32`, in that precision even from half-precision operands, where the device can."""
-    if float32 and hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
+    if float32 and hidden.is_cuda and hidden.dtype in HALF:
         logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
     else:
         logits = torch.mm(hidden, weight.t())
