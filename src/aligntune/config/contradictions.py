@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aligntune.config.best_metric import goes_by_metric, unknown_metric
@@ -11,6 +11,7 @@ from aligntune.config.enums import LOGGERS, PrecisionType
 from aligntune.config.launch import launch_contradictions
 from aligntune.config.optimizers import MEASURED_SCHEDULES, SPLIT_OPTIMIZERS
 from aligntune.config.rl_contradictions import off_in_rl, rl_contradictions
+from aligntune.config.row_formats import unknown_formats
 from aligntune.config.run import RLRunConfig, SFTRunConfig
 from aligntune.config.synonyms import Path
 from aligntune.config.words import suggest
@@ -19,6 +20,12 @@ MODEL_METRICS = ("bertscore", "semantic_similarity")
 """Metrics that a model of their own computes."""
 CHECKPOINT_ARGUMENTS = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
 """What `torch.utils.checkpoint.checkpoint` takes; whatever else it is given goes to the layer, which drops it."""
+QUANTIZATION_FIELDS = (
+    "load_in_4bit", "load_in_8bit", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage", "bnb_4bit_quant_type",
+    "bnb_4bit_use_double_quant", "llm_int8_threshold", "llm_int8_skip_modules", "llm_int8_enable_fp32_cpu_offload",
+    "llm_int8_has_fp16_weight",
+)  # fmt: skip
+"""What transformers' `BitsAndBytesConfig` takes; it drops whatever else it is given."""
 LORA = "lora_rank lora_r lora_alpha lora_dropout target_modules lora_target_modules bias"
 
 
@@ -57,7 +64,17 @@ def contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, s
         if name.lower() not in (*LOGGERS, "all", "none"):
             hint = suggest(name, LOGGERS) or f": choose from {', '.join(LOGGERS)}, all, none"
             yield ("logging", "loggers"), f"unknown logger {name!r}{hint}"
-    yield from _checkpoint_arguments(config.train.gradient_checkpointing_kwargs)
+    checkpointing = config.train.gradient_checkpointing_kwargs
+    yield from _arguments(
+        ("train", "gradient_checkpointing_kwargs"),
+        checkpointing,
+        CHECKPOINT_ARGUMENTS,
+        "an argument of torch's checkpoint",
+    )
+    for name in ("quantization", "reward_model_quantization", "value_model_quantization"):
+        given = getattr(config.model, name, {})
+        yield from _arguments(("model", name), given, QUANTIZATION_FIELDS, "a field of BitsAndBytesConfig")
+    yield from unknown_formats(config)
     yield from _speed_contradictions(config)
     if isinstance(config, SFTRunConfig):
         yield from _sft_contradictions(config)
@@ -145,11 +162,12 @@ def _settings_of_what_is_off(config: SFTRunConfig | RLRunConfig) -> Iterator[tup
                 yield (*at, name), message
 
 
-def _checkpoint_arguments(given: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+def _arguments(at: Path, given: Mapping[str, Any], known: Sequence[str], what: str) -> Iterator[tuple[Path, str]]:
+    """Names among `given` that another library would drop."""
     for name in given:
-        if name not in CHECKPOINT_ARGUMENTS:
-            close = suggest(name, CHECKPOINT_ARGUMENTS) or f" (there are {', '.join(CHECKPOINT_ARGUMENTS)})"
-            yield ("train", "gradient_checkpointing_kwargs"), f"{name} is not an argument of torch's checkpoint{close}"
+        if name not in known:
+            close = suggest(name, known) or f" (there are {', '.join(known)})"
+            yield at, f"{name} is not {what}{close}"
 
 
 def _speed_contradictions(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, str]]:

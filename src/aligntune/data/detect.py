@@ -15,6 +15,7 @@ from datasets import Dataset, IterableDataset
 
 from aligntune.config import rl, sft
 from aligntune.config.enums import TaskType
+from aligntune.config.row_formats import TASK_FORMATS
 from aligntune.data import formats_rl as _formats_rl  # noqa: F401  (registers its formats)
 from aligntune.data import formats_sft as _formats_sft  # noqa: F401
 from aligntune.data.examples import ChatExample, CompletionExample, Example, PairExample, PromptExample
@@ -36,15 +37,6 @@ COLUMN_SETTINGS = {
     "messages": "messages_column",
 }
 """Part of a row -> the SFT dataset setting that names its column."""
-
-TASK_FORMATS = {
-    TaskType.SUPERVISED_FINE_TUNING: ("text", "alpaca", "dolly", "messages", "sharegpt", "prompt_completion"),
-    TaskType.INSTRUCTION_FOLLOWING: ("alpaca", "dolly", "prompt_completion"),
-    TaskType.TEXT_GENERATION: ("text",),
-    TaskType.CHAT_COMPLETION: ("messages", "sharegpt", "prompt_completion"),
-    TaskType.TEXT_CLASSIFICATION: ("classification",),
-    TaskType.TOKEN_CLASSIFICATION: ("tagging",),
-}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from aligntune.config.row_formats import RL_FORMATS
 from aligntune.config.words import plain_word
 from aligntune.data.examples import Example
 from aligntune.errors import ConfigError
@@ -55,6 +56,8 @@ def row_format(
     """Register a row format. `looks` sees the parts of the first row and says whether their values fit."""
 
     def register(read: Callable[..., Example]) -> Callable[..., Example]:
+        if name not in RL_FORMATS.get(kind, [name]):
+            RL_FORMATS[kind].append(name)
         FORMATS[kind, name] = RowFormat(name, kind, read, needs, may, guess or {}, beats, looks)
         return read
 
