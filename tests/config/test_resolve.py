@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aligntune.config import load
 from aligntune.config.dump import to_yaml
 from aligntune.config.enums import AlgorithmType, BackendType, PrecisionType, TaskType
 from aligntune.config.load import parse_overrides, parse_value
@@ -208,6 +209,17 @@ def test_all_problems_are_reported_together_with_lines(tmp_path: Path) -> None:
     assert f"{file}:9: logging.colour: is not a setting" in text
 
 
+def test_a_path_in_a_file_is_told_its_section(tmp_path: Path) -> None:
+    file = write(tmp_path / "run.yaml", "algorithm: sft\nmodel: m\ndataset: d\ntrain.epochs: 3\n")
+    assert refusal_of(file) == f"{file}:4: train.epochs: is not a setting: in a file, put epochs under train:"
+
+
+def test_aliases_of_aliases_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "MOST_VALUES", 1000)
+    lines = ["a0: &a0 [x, x]", *(f"a{at}: &a{at} [*a{at - 1}, *a{at - 1}]" for at in range(1, 40))]
+    assert "holds more than 1,000 values; aliases" in refusal_of(write(tmp_path / "run.yaml", "\n".join(lines) + "\n"))
+
+
 def test_a_setting_of_another_section_is_pointed_at() -> None:
     with pytest.raises(ConfigError, match=r"say train\.learning_rate"):
         resolve(BASE | {"model": {"name_or_path": "m", "learning_rate": 1.0}}, algorithm="sft")
@@ -254,6 +266,8 @@ def test_rl_refusals(algorithm: str, given: dict[str, object], message: str) -> 
     ({"activation_offloading": True, "selective_checkpointing": "mlp"}, "model.selective_checkpointing: mlp exclude each other"),
     ({"optimizer": "adamw_split", "task_type": "text_classification", "num_labels": 2}, "adamw_split is for language modelling"),
     ({"optimizer": "adamw_split", "use_peft": True}, "adamw_split is for full fine-tuning"), ({"optimizer": "adamw_split", "precision": "fp32"}, "splits bfloat16 weights: .* not fp32"),
+    ({"learning_rate": float("inf")}, "train.learning_rate: should be a finite number, got inf"), ({"weight_decay": float("nan")}, "weight_decay: should be"),
+    ({"seed": 2**32}, "train.seed: should be less than 4294967296"), ({"output_dir": "a\0b"}, "logging.output_dir: should not hold the character NUL"),
     ({"optimizer": "adamw_split_bf16", "launch": {"launcher": "accelerate", "strategy": "zero2"}}, "adamw_split_bf16 needs whole weights"),
 ])  # fmt: skip
 def test_sft_refusals(given: dict[str, object], message: str) -> None:

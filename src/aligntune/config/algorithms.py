@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from aligntune.config.base import Count, Function, OneOf, Rate, Size, Text, Weight
+from aligntune.config.base import Count, Function, Number, OneOf, Rate, Seed, Size, Text, Weight
 from aligntune.config.enums import AlgorithmType
 from aligntune.config.rl import TrainingConfig
 
@@ -111,7 +111,7 @@ class NeuralMirrorConfig(GRPOConfig):
     """Weight of the divergence in the loss. (Addition to this table; Meta-ES has it in the reference.)"""
     mirror_path: Text | None = None
     """File with the parameters of the neural map. Unset: drawn at random under `mirror_seed`. (Addition.)"""
-    mirror_seed: Size = 0
+    mirror_seed: Seed = 0
     """Seed of a random map. (Addition.)"""
 
 
@@ -158,7 +158,7 @@ class MetaESConfig(NeuralMirrorConfig):
     is continued in its own folder by `--resume auto`.)"""
     target: Annotated[str, OneOf("rewards", "mirror", "both")] = "rewards"
     """What evolves: the weights and `evolved_params` of the rewards, the neural mirror map, or both. (Addition.)"""
-    evolved_params: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = {}
+    evolved_params: dict[str, Annotated[list[Number], Field(min_length=2, max_length=2)]] = {}
     """Parameters of rewards that evolve beside the weights: `REWARD.PARAM: [low, high]`; they start as given in the
     reward's `params`, else at its default. (Addition.)"""
     shaping: Annotated[str, OneOf("rank", "zscore", "none")] = "rank"

@@ -112,6 +112,8 @@ def _path_text(value: object) -> object:
 def _not_empty(value: str) -> str:
     if not value.strip():
         raise ValueError("should not be empty")
+    if "\0" in value:
+        raise ValueError("should not hold the character NUL")
     return value
 
 
@@ -150,7 +152,10 @@ Callback = Annotated[Any, BeforeValidator(_callback)]
 
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=0)]
-Weight = Annotated[float, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""As large as numpy's generators take."""
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(gt=0, le=100)]

@@ -46,6 +46,10 @@ class Layer:
     inside: dict[Path, Origin] = field(default_factory=dict)
 
 
+MOST_VALUES = 1_000_000
+"""In a file, with what its aliases stand for."""
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader in which 2e-4 is a number, and yes/no/on/off, dates, times (8:00:00) and 0123 stay text."""
 
@@ -140,6 +144,8 @@ def _read_file(path: FilePath, parents: tuple[FilePath, ...]) -> tuple[dict[str,
 
 def _plain(loader: _Loader, node: yaml.Node, at: Path, origins: dict[Path, Origin], file: str) -> Any:
     origins[at] = Origin("file", f"{file}:{node.start_mark.line + 1}")
+    if len(origins) > MOST_VALUES:
+        raise ConfigError(f"{file}: holds more than {MOST_VALUES:,} values; aliases (*name) of aliases multiply")
     if isinstance(node, yaml.MappingNode):
         _refuse_duplicates(node, at, file)
         loader.flatten_mapping(node)

@@ -13,10 +13,12 @@ from aligntune.config.base import (
     Function,
     LoraSettings,
     Named,
+    Number,
     OneOf,
     Percent,
     Rate,
     Section,
+    Seed,
     Settings,
     Share,
     Size,
@@ -279,7 +281,7 @@ class TrainingConfig(Section):
         "reverse_kl"
     )
     """DPO: divergence to the reference (f-DPO, arXiv 2309.16240)."""
-    f_alpha_divergence_coef: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    f_alpha_divergence_coef: Number = 1.0
     """Alpha of `alpha_divergence`, as in the f-DPO paper: 1 is forward KL, towards 0 reverse KL."""
     reference_free: bool = False
     """DPO against a uniform reference."""
@@ -341,9 +343,9 @@ class TrainingConfig(Section):
     """Rollouts by vLLM (extra `vllm`)."""
     vllm_gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.7
     """Share of GPU memory that vLLM takes."""
-    seed: Size = 42
+    seed: Seed = 42
     """Seed of weights, dropout and sampling."""
-    data_seed: Size = 47
+    data_seed: Seed = 47
     """Seed of data order and of drawing rows."""
     use_liger_kernel: bool = False
     """Liger's fused kernels (extra `liger`, GPU)."""

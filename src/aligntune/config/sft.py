@@ -16,6 +16,7 @@ from aligntune.config.base import (
     Percent,
     Rate,
     Section,
+    Seed,
     Settings,
     Share,
     Size,
@@ -262,9 +263,9 @@ class TrainingConfig(Section):
     """Synonym of the model section's `gradient_checkpointing`, which decides while both are unset."""
     gradient_checkpointing_kwargs: Settings = {}
     """Arguments of the checkpointing function, e.g. `{use_reentrant: false}`."""
-    seed: Size = 42
+    seed: Seed = 42
     """Seed of weights, dropout and data order. (Addition, as in the RL table.)"""
-    data_seed: Size | None = None
+    data_seed: Seed | None = None
     """Seed of sampling and data order alone. Unset: `seed`. (Addition.)"""
     save_total_limit: Count | None = None
     """Checkpoints kept, the best one included. (Addition, as in the RL table.)"""

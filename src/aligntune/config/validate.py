@@ -127,6 +127,9 @@ def _explain(work: Work, cls: type[Section], detail: Any) -> str:
 
 
 def _where_instead(work: Work, cls: type[Section], name: str) -> str:
+    outer, dot, inner = name.partition(".")
+    if dot and outer in section_classes(work.algorithm):
+        return f": in a file, put {inner} under {outer}:"
     own = [*cls.model_fields]
     for section, section_class in section_classes(work.algorithm).items():
         if section_class is cls:
