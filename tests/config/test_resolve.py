@@ -89,6 +89,19 @@ def test_include_is_overlaid(tmp_path: Path) -> None:
     assert str(found.origin("train", "epochs")).endswith("base.yaml:2")
 
 
+@pytest.mark.parametrize(("base", "own"), [
+    ("model: m\n", "model: {lora_rank: 4, peft_enabled: true}\n"),
+    ("model: {name_or_path: other, lora_rank: 4, peft_enabled: true}\n", "model: m\n"),
+    ("model: {model_name: other, lora_rank: 4, peft_enabled: true}\n", "model: {model_name: m}\n"),
+])  # fmt: skip
+def test_a_name_alone_leaves_the_other_settings_of_an_include(tmp_path: Path, base: str, own: str) -> None:
+    write(tmp_path / "base.yaml", base + "dataset: {name: d, max_samples: 5}\n")
+    file = write(tmp_path / "run.yaml", f"include: base.yaml\nalgorithm: sft\ndataset: e\n{own}")
+    found = resolve(file).config
+    assert (found.model.name_or_path, found.model.lora.rank) == ("m", 4)
+    assert (found.dataset.name, found.dataset.max_samples) == ("e", 5)
+
+
 def test_include_of_itself_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "run.yaml", "include: run.yaml\n")
     with pytest.raises(ConfigError, match="includes itself"):

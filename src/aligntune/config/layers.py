@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from aligntune.config.base import Section
 from aligntune.config.enums import AlgorithmType
-from aligntune.config.load import Entry, Layer, Origin
+from aligntune.config.load import SHORTHANDS, Entry, Layer, Origin
 from aligntune.config.problems import Work, all_names, canonical_path, nearest, places, rename, short
 from aligntune.config.rewards import RewardModelSourceConfig
 from aligntune.config.rl import SampleLoggingConfig
@@ -45,14 +45,8 @@ def _nested_entries(work: Work, layer: Layer, path: Path, value: Any, origin_of:
     section = is_section(work, path)
     if isinstance(value, BaseModel) and section:
         value = {name: getattr(value, name) for name in value.model_fields_set}
-    if (
-        section
-        and path[0] in ("dataset", "eval_dataset", "model")
-        and len(path) == 1
-        and isinstance(value, (str, os.PathLike))
-    ):
-        leaf = "name_or_path" if path[0] == "model" else "name"
-        value = {leaf: os.fspath(value)}
+    if section and path[0] in SHORTHANDS and len(path) == 1 and isinstance(value, (str, os.PathLike)):
+        value = {SHORTHANDS[str(path[0])]: os.fspath(value)}
     if not section or value is None:
         if value is not None or not section:
             layer.entries.append(Entry(path, _without_arrays(value), origin_of(path)))

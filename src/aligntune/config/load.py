@@ -46,6 +46,8 @@ class Layer:
     inside: dict[Path, Origin] = field(default_factory=dict)
 
 
+SHORTHANDS = {"model": "name_or_path", "dataset": "name", "eval_dataset": "name"}
+"""Section -> the setting that a text in its place gives."""
 MOST_VALUES = 1_000_000
 """In a file, with what its aliases stand for."""
 
@@ -136,9 +138,9 @@ def _read_file(path: FilePath, parents: tuple[FilePath, ...]) -> tuple[dict[str,
         raise ConfigError(f"{origins[('include',)]}: include: should be a file or a list of files, got {includes!r}")
     for name in names:
         inner, inner_origins = _read_file(path.parent / str(name), (*parents, resolved))
-        _merge(merged, inner)
+        _merge_files(merged, inner)
         merged_origins |= inner_origins
-    _merge(merged, data)
+    _merge_files(merged, data)
     return merged, merged_origins | origins
 
 
@@ -168,6 +170,16 @@ def _refuse_duplicates(node: yaml.MappingNode, at: Path, file: str) -> None:
             name = ".".join(map(str, (*at, key)))
             raise ConfigError(f"{file}:{line}: {name} is set twice (first on line {lines[key]})")
         lines[key] = line
+
+
+def _merge_files(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    """`_merge`, in which a name that stands for a section is one setting of it, so that the others of it stay."""
+    for key, name in SHORTHANDS.items():
+        both = (into.get(key), new.get(key))
+        if any(isinstance(one, dict) for one in both) and any(isinstance(one, str) for one in both):
+            into[key], value = ({name: one} if isinstance(one, str) else one for one in both)
+            new = {**new, key: value}
+    _merge(into, new)
 
 
 def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
