@@ -77,6 +77,23 @@ def test_preview_marks_trained_tokens(run_file: Path) -> None:
     assert "assistant" in done.stdout
 
 
+@pytest.mark.parametrize(("settings", "message"), [
+    (["verifier=math_corectness"], "math_correctness"),
+    (["evolved_params={lenght.max_length: [1, 5]}"], "train.evolved_params.lenght.max_length: say REWARD.PARAM with one of"),
+    (["evolved_params={math_correctness.tolerance: [0, 1]}"], "math_correctness is the verifier, which does not evolve"),
+])  # fmt: skip
+def test_validate_reads_what_evolves(tmp_path: Path, settings: list[str], message: str) -> None:
+    file = tmp_path / "es.yaml"
+    file.write_text(
+        "algorithm: meta_es\nmodel: m\ndataset: d\nrewards: [length, math_correctness]\ntrain: {verifier: math_correctness}\n"
+    )
+    assert aligntune("validate", file).returncode == 0
+    done = aligntune("validate", file, *settings)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_validate_and_explain(run_file: Path) -> None:
     assert "valid" in aligntune("validate", run_file).stdout
     shown = aligntune("explain", run_file, "--all", "epochs=7").stdout

@@ -38,7 +38,8 @@ def validate(ctx: typer.Context, file: ConfigFile = None) -> None:
 
 
 def _check_rewards(found: Resolved) -> None:
-    """ConfigError that names every reward that is not there, or that has no such param."""
+    """ConfigError that names every reward that is not there, or that has no such param, or none that could evolve so."""
+    from aligntune.config.algorithms import MetaESConfig
     from aligntune.config.problems import Problem, nearest, report
     from aligntune.rewards import RewardSet
 
@@ -52,8 +53,21 @@ def _check_rewards(found: Resolved) -> None:
     if problems:
         raise ConfigError(report(problems))
     training = getattr(config, "reward_training", None)
+    if isinstance(config.train, MetaESConfig):
+        _check_evolution(config, config.train)
     if training is not None:
         RewardSet(training.reward_functions, training.reward_weights)
+
+
+def _check_evolution(config: Any, train: Any) -> None:
+    from aligntune.config.derive import reward_models
+    from aligntune.rewards import RewardSet
+    from aligntune.rewards.base import get as get_reward
+    from aligntune.rewards.evolved import RewardGenes
+
+    verifier = None if train.verifier is None else get_reward(train.verifier).name
+    if train.target != "mirror" and config.reward_training is None and not reward_models(config):
+        RewardGenes(RewardSet(config.rewards), train.evolved_params, verifier)
 
 
 def explain(
