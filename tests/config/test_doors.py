@@ -107,7 +107,7 @@ def test_settings_of_an_algorithms_part_that_is_off_are_refused(
         resolve(tree, algorithm=algorithm, arguments=given)
     for name, value in given.items():  # what is resolved says no more than it was told: it can be resolved again
         if name in ("kl_coef", "overlong_buffer", "dynamic_sampling", "gspo_gamma"):
-            limits = {"max_completion_length": 4096, name: value}
+            limits = {"max_completion_length": 1024, name: value}
             again = resolve(resolve(tree, algorithm=algorithm, arguments=limits).config)
             assert getattr(again.config.train, name) == value
 

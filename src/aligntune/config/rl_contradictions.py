@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from aligntune.config.algorithms import DAPOConfig, DPOConfig, GSPOConfig, MetaESConfig, NeuralMirrorConfig
@@ -83,6 +84,7 @@ def rl_contradictions(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
         yield from dpo_contradictions(config, train)
     else:
         yield from _online(config)
+        yield from _rollouts(config)
     if isinstance(train, MetaESConfig):
         yield from _meta_es(config, train)
 
@@ -111,6 +113,32 @@ def _adapters(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
         others = [name for name in ("force_use_ref_model", "ref_model_init_kwargs") if getattr(model, name)]
         for name in [*others, *(["sync_ref_model"] if train.sync_ref_model else [])]:
             yield ("model", "ref_adapter_name"), f"and {name} name two references; keep one"
+
+
+def _rollouts(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
+    """Completions that do not fill optimiser steps or groups, or leave no room for a prompt."""
+    train = config.train
+    group = (train.num_generations or 1) if config.algorithm in GROUP_RELATIVE else 1
+    micro, accumulation = train.per_device_batch_size, train.gradient_accumulation_steps
+    step, completions = micro * accumulation, train.rollout_batch_size * group
+    if train.is_set("rollout_batch_size"):
+        if completions % step:
+            yield (
+                ("train", "rollout_batch_size"),
+                f"{train.rollout_batch_size} prompts x {group} completions = {completions} do not fill whole optimiser steps of "
+                f"{micro} x {accumulation} completions; choose a multiple of {step // math.gcd(step, group)}",
+            )
+    elif step % group:
+        yield (
+            ("train", "gradient_accumulation_steps"),
+            f"{micro} x {accumulation} completions a step do not hold whole groups of {group}; choose a multiple of "
+            f"{group // math.gcd(micro, group)}, or set rollout_batch_size",
+        )
+    if train.max_completion_length >= config.model.max_seq_length:
+        yield (
+            ("train", "max_completion_length"),
+            f"is {train.max_completion_length}, which leaves no room for a prompt within model.max_seq_length {config.model.max_seq_length}",
+        )
 
 
 def _online(config: RLRunConfig) -> Iterator[tuple[Path, str]]:

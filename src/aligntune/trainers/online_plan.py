@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from aligntune.errors import ConfigError
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -50,25 +48,14 @@ class Plan:
 
 
 def make_plan(config: Any, group_relative: bool) -> Plan:
-    """The plan of a run, whose algorithm compares completions of one prompt or not; a `ConfigError` proposes what would fit."""
+    """The plan of a run, whose algorithm compares completions of one prompt or not. (What does not fit is refused with the config.)"""
     train = config.train
     group = train.num_generations if group_relative else 1
     micro, accumulation = train.per_device_batch_size, train.gradient_accumulation_steps
     step = micro * accumulation
     if train.is_set("rollout_batch_size"):
-        completions = train.rollout_batch_size * group
-        if completions % step:
-            raise ConfigError(
-                f"train.rollout_batch_size: {train.rollout_batch_size} prompts x {group} completions = {completions} do not fill whole "
-                f"optimiser steps of {micro} x {accumulation} completions; choose a multiple of {step // math.gcd(step, group)}"
-            )
         prompts = train.rollout_batch_size
     else:
-        if step % group:
-            raise ConfigError(
-                f"train.gradient_accumulation_steps: {micro} x {accumulation} completions a step do not hold whole groups of {group}; "
-                f"choose a multiple of {group // math.gcd(micro, group)}, or set rollout_batch_size"
-            )
         prompts = step // group
     return Plan(prompts, group, micro, accumulation, train.num_ppo_epochs)
 
@@ -76,9 +63,4 @@ def make_plan(config: Any, group_relative: bool) -> Plan:
 def prompt_budget(config: Any) -> int:
     """Longest prompt of an online run, in tokens."""
     room = config.model.max_seq_length - config.train.max_completion_length
-    if room < 1:
-        raise ConfigError(
-            f"train.max_completion_length: is {config.train.max_completion_length}, which leaves no room for a prompt within "
-            f"model.max_seq_length {config.model.max_seq_length}"
-        )
     return min(config.train.max_prompt_length, room)
