@@ -241,7 +241,7 @@ CASES: list[Case] = [
     Case("dataset.max_samples", 3, rows),
     Case("dataset.field_mappings", {"ask": "prompt", "good": "chosen", "bad": "rejected"}, lambda s: attempt(rows, s), base={"dataset.name": Here("odd.jsonl")}),
     Case("dataset.column_mapping", {"ask": "prompt", "good": "chosen", "bad": "rejected"}, lambda s: attempt(rows, s), base={"dataset.name": Here("odd.jsonl")}),
-    Case("dataset.format_type", "messages", lambda s: attempt(rows, s)),
+    Case("dataset.format_type", "ranked", lambda s: attempt(rows, s)),
     Case("dataset.auto_detect_fields", False, lambda s: attempt(rows, s), base={"dataset.name": Here("prefs.jsonl")}),
     Case("dataset.task_type", "text", rows),
     Case("dataset.chat_template", "zephyr", rows),
