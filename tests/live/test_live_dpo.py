@@ -321,7 +321,7 @@ CASES: list[Case] = [
     Case("logging.loggers", "none", lambda s: (s.train(overwrite=True), (s.directory.path / "tensorboard").exists())[1], base=SHORT, against=["tensorboard"]),
     Case("logging.report_to", ["wandb"], lambda s: s.config.logging.loggers),
     Case("logging.log_level", "ERROR", logged, base=SHORT | {"train.logging_steps": 1}),
-    sample_case("enabled", False),
+    Case("logging.sample_logging", {"enabled": False}, samples, base=SHORT, against=sampled()),
     sample_case("prompts", ["hello"]),
     sample_case("interval_steps", 2),
     sample_case("percent_of_max_steps", 0.5),
