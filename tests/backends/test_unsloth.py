@@ -89,6 +89,16 @@ def test_what_it_would_not_do_is_refused(
     assert reason in (refusal(config, **{section: config.get(section, {}) | {setting: value}}) or "")
 
 
+def test_it_reads_no_adapter_on_an_adapter(config: dict[str, Any], tmp_path: Path) -> None:
+    for name, base in (("one", "base"), ("two", f"base + {tmp_path / 'one'}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    given = config["model"]
+    assert refusal(config, model=given | {"name_or_path": str(tmp_path / "one")}) is None
+    reason = refusal(config, model=given | {"name_or_path": str(tmp_path / "two")})
+    assert "no adapter that lies on another" in (reason or "")
+
+
 @pytest.mark.parametrize("algorithm", ["gspo", "ppo", "neural_mirror_grpo", "meta_es"])
 def test_algorithms_it_has_not_got(algorithm: str) -> None:
     run = {"algorithm": algorithm, "model": "m", "dataset": "d", "rewards": [{"type": "length"}]}

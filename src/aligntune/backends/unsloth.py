@@ -19,6 +19,7 @@ from aligntune.config.enums import AlgorithmType as A
 from aligntune.config.enums import PrecisionType
 from aligntune.config.run import SFTRunConfig
 from aligntune.errors import BackendError
+from aligntune.models.files import adapters_of
 
 CAPPED = ("trl", "transformers", "datasets", "torch", "peft")
 """Packages whose versions Unsloth bounds."""
@@ -103,6 +104,8 @@ def _refusals(run: Run) -> Iterator[str]:
     for name in ("model_init_kwargs", "max_memory", "sft_path", "model_adapter_name", "ref_adapter_name"):
         if getattr(model, name, None):
             yield f"does not act on model.{name}"
+    if len(adapters_of(model.name_or_path)) > 1:
+        yield f"reads no adapter that lies on another, as {model.name_or_path} does"
     if model.device_map not in (None, "auto"):
         yield "places the model itself (device_map)"
     other = sorted(set(model.quantization) - {"load_in_4bit", "load_in_8bit"})

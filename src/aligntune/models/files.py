@@ -36,20 +36,42 @@ def model_folder(name: str) -> str:
     return str(inside) if is_run else name
 
 
+ON_TOP = " + "
+"""Between the names of what an adapter lies on, where that is more than a model: the model, then the adapters that are merged
+into it. It is the name of no model, so that no reader loads the model and leaves the adapters out."""
+
+
 def adapter_base(name: str) -> str | None:
-    """The base model of a local adapter folder, or None when `name` is not one."""
+    """The model below a local adapter folder, and below all adapters that it lies on; None when `name` is not one."""
+    recorded = _lies_on(name)
+    return None if recorded is None else recorded[0]
+
+
+def adapters_of(name: str) -> list[str]:
+    """The adapters that belong on `adapter_base(name)`, lowest first; the last is `name`. Raises `ModelError` when one is gone."""
+    below = (_lies_on(name) or [])[1:]
+    for other in below:
+        if not (Path(other).expanduser() / "adapter_config.json").exists():
+            raise ModelError(
+                f"{name}: lies on the adapter {other}, which is not there; put it back, or write where it is now into "
+                f"{Path(name) / 'adapter_config.json'} (base_model_name_or_path)"
+            )
+    return [*below, name]
+
+
+def _lies_on(name: str) -> list[str] | None:
     file = Path(name) / "adapter_config.json"
     if not file.exists() or (Path(name) / "config.json").exists():
         return None
     try:
-        base: str | None = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        recorded: str | None = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except ValueError as error:
         raise ModelError(f"{file}: is damaged ({error}); copy it again") from error
-    if base is None:
+    if recorded is None:
         raise ModelError(
             f"{file}: does not say which model the adapter goes on; write its name there as base_model_name_or_path"
         )
-    return base
+    return [recorded] if Path(recorded).exists() else recorded.split(ON_TOP)
 
 
 def explain_missing(name: str, part: str, error: Exception) -> str:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 
 from aligntune.config import rl, sft
 from aligntune.errors import ConfigError, ModelError, require
-from aligntune.models.files import explain_missing, is_model_folder
+from aligntune.models.files import adapters_of, explain_missing, is_model_folder
 from aligntune.models.kernels.attention import VARLEN, resolve_attention
 from aligntune.models.lora import add_lora, head_names, merge, task_of
 from aligntune.models.precision import Precision, device
@@ -98,22 +98,31 @@ def load_model(
         raise
     if base is not None:
         model = merge_adapter(model, name)
-        model.merged_adapter = name  # these weights exist nowhere on disk: see save_model
+        model.lies_on = [base, *adapters_of(name)]
     if "device_map" not in kwargs:
         model.to(device())
     return model
 
 
 def merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
-    """The model with a saved LoRA adapter added into its weights; tokens that were added in training are added here too."""
+    """The model with a saved LoRA adapter, and those that it lies on, added into its weights; tokens that were added in training
+    are added here too."""
     return merge(with_adapter(model, adapter)).requires_grad_(True)
 
 
 def with_adapter(model: PreTrainedModel, adapter: str | Path) -> Any:
-    """The model under a saved adapter, as PEFT runs it. Raises `ModelError` when the two do not fit.
+    """The model under a saved adapter, as PEFT runs it; adapters that it lies on are merged.
 
-    A classifier's head in the adapter that is of another shape than the model's is left out.
+    A classifier's head in an adapter that is of another shape than the model's is left out. Raises `ModelError` when model and
+    adapters do not fit.
     """
+    *below, top = adapters_of(str(adapter))
+    for other in below:
+        model = merge(_under(model, other))
+    return _under(model, top)
+
+
+def _under(model: PreTrainedModel, adapter: str) -> Any:
     from peft import PeftConfig, PeftModel
 
     if not any((Path(adapter) / f"adapter_model.{kind}").exists() for kind in ("safetensors", "bin")):

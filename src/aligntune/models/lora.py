@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aligntune.config.base import LoraSettings
 from aligntune.errors import ModelError
+from aligntune.models.files import ON_TOP
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +34,48 @@ def add_lora(model: Any, lora: LoraSettings, *, head: bool = False) -> Any:
     )
     adapted = get_peft_model(model, config)
     _leave_inputs_to_autocast(adapted)
+    _save_what_it_needs(adapted)
     return adapted
+
+
+def _save_what_it_needs(model: Any) -> None:
+    """Every saved adapter, a trainer's checkpoints too, names what it lies on (`models.files`); PEFT names the base alone."""
+    below = getattr(model, "lies_on", None)
+    if below is not None:
+        model.peft_config["default"].base_model_name_or_path = ON_TOP.join(below)
+    model.save_pretrained = partial(_save_adapter, model)
+
+
+def _save_adapter(
+    model: Any,
+    folder: str | Path,
+    *,
+    state_dict: dict[str, Tensor] | None = None,
+    is_main_process: bool = True,
+    **_: Any,
+) -> None:
+    """Write the adapter that is trained to the folder itself, and the embedding where rows were added to it.
+
+    PEFT would write all adapters, one that has a name to a folder of that name, and look for new rows at the base, which it
+    cannot always read.
+    """
+    from peft import get_peft_model_state_dict
+
+    if not is_main_process:
+        return
+    name, folder = model.active_adapter, Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = get_peft_model_state_dict(model, state_dict, name, save_embedding_layers=has_new_rows(model))
+    whole = {
+        key: weight.contiguous().clone() for key, weight in weights.items()
+    }  # a file holds no two names of one weight
+    save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    model.peft_config[name].save_pretrained(folder)
+
+
+def has_new_rows(model: Any) -> bool:
+    """Whether the embedding has rows that were added since the model was loaded."""
+    return bool(getattr(model, "new_rows", False))
 
 
 def merge(model: Any) -> Any:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from aligntune.errors import ModelError
+from aligntune.models.lora import has_new_rows
 from aligntune.models.lora import merge as merge_lora
 
 logger = logging.getLogger(__name__)
@@ -31,12 +32,13 @@ def save_model(
 
     `state`: the gathered weights of a model that is sharded over processes; it cannot be merged in place.
 
-    An adapter that was trained on top of another, merged, adapter is always written merged: its base is in no folder.
+    An adapter that was trained on top of another is written with both merged in, for others to read: they know no adapters on
+    adapters. Of a sharded model it is written alone, on what it lies on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    below = getattr(model, "merged_adapter", None)
-    if below is not None and hasattr(model, "peft_config") and not merge:
-        logger.info("the adapter was trained on top of %s, so the model is written with both merged in", below)
+    below = getattr(model, "lies_on", None)
+    if below is not None and hasattr(model, "peft_config") and not merge and state is None:
+        logger.info("the adapter was trained on top of %s, so the model is written with both merged in", below[-1])
         merge = True
     set_generation_tokens(model, tokenizer)
     if merge and hasattr(model, "peft_config"):
@@ -45,8 +47,6 @@ def save_model(
                 "a model that is sharded over processes cannot be merged: save its adapter, then aligntune export"
             )
         merged(model).save_pretrained(folder)
-    elif "default" not in getattr(model, "peft_config", {"default": None}):
-        _save_named_adapter(model, folder, state)
     else:
         model.save_pretrained(folder, **({} if state is None else {"state_dict": dict(state)}))
     if hasattr(model, "peft_config") and not merge and getattr(model, "generation_config", None) is not None:
@@ -54,16 +54,6 @@ def save_model(
     tokenizer.save_pretrained(folder)
     if card is not None:
         (folder / "README.md").write_text(model_card(card), encoding="utf-8")
-
-
-def _save_named_adapter(model: Any, folder: Path, state: Mapping[str, torch.Tensor] | None) -> None:
-    """The adapter that is trained, at the folder's root as any adapter; PEFT would put it into a subfolder of its name."""
-    from peft import get_peft_model_state_dict
-
-    name = model.active_adapter
-    weights = get_peft_model_state_dict(model, state_dict=None if state is None else dict(state), adapter_name=name)
-    save_file({key: value.contiguous() for key, value in weights.items()}, folder / "adapter_model.safetensors")
-    model.peft_config[name].save_pretrained(folder)
 
 
 def load_weights(model: Any, folder: Path) -> None:
@@ -79,7 +69,10 @@ def own_weights(model: Any) -> dict[str, torch.Tensor]:
     if hasattr(model, "peft_config"):
         from peft import get_peft_model_state_dict
 
-        found: dict[str, torch.Tensor] = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+        rows = has_new_rows(model)
+        found: dict[str, torch.Tensor] = get_peft_model_state_dict(
+            model, adapter_name=model.active_adapter, save_embedding_layers=rows
+        )
         return found
     return dict(model.state_dict())
 

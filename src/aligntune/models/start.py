@@ -42,7 +42,7 @@ def name_adapters(model: Any, config: sft.ModelConfig | rl.ModelConfig) -> None:
     if isinstance(config, sft.ModelConfig):
         return
     trained = config.model_adapter_name or "default"
-    folders = _named_folders(config)
+    folders, below = _named_folders(config), model.peft_config["default"].base_model_name_or_path
     if trained != "default":
         _add(model, trained, folders.get(trained), like="default")
         model.set_adapter(trained)
@@ -50,6 +50,8 @@ def name_adapters(model: Any, config: sft.ModelConfig | rl.ModelConfig) -> None:
     if config.ref_adapter_name is not None:
         _add(model, config.ref_adapter_name, folders.get(config.ref_adapter_name), like=trained)
         model.set_adapter(trained)
+    for named in model.peft_config.values():
+        named.base_model_name_or_path = below  # not what those read from a folder lay on there
 
 
 def _add(model: Any, name: str, folder: Path | None, *, like: str) -> None:

@@ -31,7 +31,7 @@ from aligntune.config.enums import PrecisionType
 from aligntune.config.rewards import RewardModelTrainingConfig
 from aligntune.data.fingerprint import fingerprint
 from aligntune.errors import ConfigError, DataError, ModelError, RewardError
-from aligntune.models.files import adapter_base, explain_missing, is_model_folder
+from aligntune.models.files import adapter_base, adapters_of, explain_missing, is_model_folder
 from aligntune.models.heads import settle
 from aligntune.models.load import merge_adapter
 from aligntune.models.lora import add_lora
@@ -232,7 +232,7 @@ def _model(settings: RewardTraining) -> RewardModel:
         raise ModelError(explain_missing(name, "base model", error)) from error
     if base is not None:
         model = merge_adapter(model, name)
-        model.merged_adapter = name  # these weights exist nowhere on disk: see save_model
+        model.lies_on = [base, *adapters_of(name)]
     settle(model, tokenizer)
     fit_embeddings(model, tokenizer)
     if settings.lora is not None:
