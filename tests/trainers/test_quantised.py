@@ -10,7 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import tiny
+from aligntune.api import evaluate
 from aligntune.core.backend_factory import create_rl_trainer, create_sft_trainer
+from aligntune.errors import ModelError
+from aligntune.models.use import export, load_for_answers
 
 pytest.importorskip("bitsandbytes")
 FOUR = {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}
@@ -95,3 +98,47 @@ def test_plain_peft_gives_the_same_logits(files: Path, tmp_path: Path) -> None:
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         torch.testing.assert_close(again(ids).logits, session.model.eval()(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def first(files: Path) -> Any:
+    session = sft(files, files / "first", backend="native", eval_dataset=str(files / "train.jsonl"))
+    session.train()
+    return session
+
+
+def test_an_adapter_is_not_merged_into_quantised_weights(files: Path, tmp_path: Path, first: Any) -> None:
+    """Their rounding would swallow most of it."""
+    again = create_sft_trainer(
+        files / "first" / "model", files / "train.jsonl", output_dir=tmp_path / "second", quantization=FOUR, peft_enabled=True, loggers="none",
+    )  # fmt: skip
+    with pytest.raises(ModelError, match=r"first/model: lies on a model that is quantised .*aligntune export"):
+        again.train()
+    with pytest.raises(ModelError, match="save its adapter, then aligntune export"):
+        first.save_model(tmp_path / "merged", merge=True)
+
+
+def test_an_evaluation_on_the_quantised_base_is_that_of_the_run(files: Path, first: Any) -> None:
+    settings = {"precision": "fp32", "quantization": FOUR, "peft_enabled": True, "metrics": ["perplexity"]}
+    found = evaluate(str(files / "first"), str(files / "train.jsonl"), **settings)
+    assert found.metrics["loss"] == pytest.approx(first.metrics["eval_loss"], abs=1e-5)
+
+
+def test_an_adapter_on_a_model_that_was_saved_quantised(files: Path, tmp_path: Path) -> None:
+    four = BitsAndBytesConfig(**FOUR, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    AutoModelForCausalLM.from_pretrained(files / "model", quantization_config=four, dtype=torch.float32).save_pretrained(tmp_path / "four")  # fmt: skip
+    tiny.tokenizer().save_pretrained(tmp_path / "four")
+    session = create_sft_trainer(
+        tmp_path / "four", files / "train.jsonl", output_dir=tmp_path / "out", precision="fp32", max_steps=3, learning_rate=1e-2,
+        peft_enabled=True, lora_dropout=0.0, loggers="none", evaluation={"max_new_tokens": 4},
+    )  # fmt: skip
+    session.train()
+    assert export(str(tmp_path / "out"), tmp_path / "whole", dtype="fp32") < 1e-4
+    asked, _ = load_for_answers(str(tmp_path / "out"), torch.float32)
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    assert "quantization_config" not in (tmp_path / "whole" / "config.json").read_text()
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        live = session.model.eval()(ids).logits
+        for model in (asked, whole):
+            torch.testing.assert_close(model(ids).logits, live, atol=1e-4, rtol=1e-4)

@@ -16,7 +16,7 @@ from aligntune.config import rl, sft
 from aligntune.errors import ConfigError, ModelError, require
 from aligntune.models.files import adapters_of, explain_missing, is_model_folder
 from aligntune.models.kernels.attention import VARLEN, resolve_attention
-from aligntune.models.lora import add_lora, head_names, merge, task_of
+from aligntune.models.lora import add_lora, head_names, is_quantised, merge, rounded_away, task_of
 from aligntune.models.precision import Precision, device
 from aligntune.models.start import base_of, name_adapters, start_of
 from aligntune.models.tokenizer import fit_embeddings
@@ -106,8 +106,9 @@ def load_model(
 
 def merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
     """The model with a saved LoRA adapter, and those that it lies on, added into its weights; tokens that were added in training
-    are added here too."""
-    return merge(with_adapter(model, adapter)).requires_grad_(True)
+    are added here too. On a quantised model it is laid, frozen: added, it would be rounded with it."""
+    adapted = with_adapter(model, adapter)
+    return adapted.requires_grad_(False) if is_quantised(model) else merge(adapted).requires_grad_(True)
 
 
 def with_adapter(model: PreTrainedModel, adapter: str | Path) -> Any:
@@ -117,6 +118,8 @@ def with_adapter(model: PreTrainedModel, adapter: str | Path) -> Any:
     adapters do not fit.
     """
     *below, top = adapters_of(str(adapter))
+    if below and is_quantised(model):
+        raise ModelError(rounded_away(str(adapter)))
     for other in below:
         model = merge(_under(model, other))
     return _under(model, top)

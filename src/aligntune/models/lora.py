@@ -23,6 +23,8 @@ def add_lora(model: Any, lora: LoraSettings, *, head: bool = False) -> Any:
     """The model with a new LoRA adapter; with `head`, the classification head trains too and is saved with the adapter."""
     from peft import LoraConfig, get_peft_model
 
+    if hasattr(model, "peft_config"):
+        raise ModelError(rounded_away(model.lies_on[-1]))
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -83,6 +85,19 @@ def merge(model: Any) -> Any:
     if parts_ends(model):
         untie(model.get_base_model())
     return model.merge_and_unload()
+
+
+def is_quantised(model: Any) -> bool:
+    """Whether weights were quantised when the model was loaded, by a setting or in its files."""
+    return getattr(model, "hf_quantizer", None) is not None
+
+
+def rounded_away(adapter: str) -> str:
+    """Why `adapter` cannot be merged into a quantised model, and what to do."""
+    return (
+        f"{adapter}: lies on a model that is quantised here, where adding an adapter to the weights rounds most of it away; "
+        f"write the whole model first (aligntune export {adapter} FOLDER), and give that folder in its place"
+    )
 
 
 def parts_ends(model: Any) -> bool:

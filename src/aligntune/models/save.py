@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from aligntune.errors import ModelError
-from aligntune.models.lora import has_new_rows
+from aligntune.models.lora import has_new_rows, is_quantised
 from aligntune.models.lora import merge as merge_lora
 
 logger = logging.getLogger(__name__)
@@ -102,9 +102,12 @@ def _placed_as(weight: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
 
 
 def merged(model: Any) -> Any:
-    """A copy of a PEFT model with its adapter added into the weights; the model itself stays as it is."""
+    """A copy of a PEFT model with its adapter added into the weights; the model itself stays as it is. Raises `ModelError` for a
+    quantised one."""
     import copy
 
+    if is_quantised(model.get_base_model()):
+        raise ModelError("a quantised model cannot be merged, which rounds the adapter away: save its adapter, then aligntune export")  # fmt: skip
     return merge_lora(copy.deepcopy(model))
 
 

@@ -15,7 +15,7 @@ from aligntune.errors import ConfigError, ModelError
 from aligntune.models.files import adapter_base, explain_missing, is_model_folder, model_folder
 from aligntune.models.heads import saved_head
 from aligntune.models.load import merge_adapter, with_adapter
-from aligntune.models.lora import merge
+from aligntune.models.lora import is_quantised, merge
 from aligntune.models.precision import device
 from aligntune.models.save import save_model
 from aligntune.models.tokenizer import load_tokenizer
@@ -25,7 +25,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 def load_for_answers(name: str, dtype: torch.dtype | str = "auto", *, merged: bool = True) -> tuple[Any, Any]:
     """(model in evaluation mode on this machine's device, tokenizer) of a folder, run or hub name; adapters are merged, or with
-    `merged` off laid on top."""
+    `merged` off laid on top of weights that are not quantised."""
     name = model_folder(name)
     is_model_folder(name)
     if saved_head(name) is not None:
@@ -35,6 +35,9 @@ def load_for_answers(name: str, dtype: torch.dtype | str = "auto", *, merged: bo
         model = AutoModelForCausalLM.from_pretrained(base or name, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(explain_missing(base or name, "weights", error)) from error
+    if not merged and is_quantised(model):
+        model = model.dequantize()
+        model.hf_quantizer = None
     if base is not None:
         model = merge_adapter(model, name) if merged else with_adapter(model, name)
     return model.eval().to(device()), load_tokenizer(name)
