@@ -11,9 +11,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import tiny
 from aligntune.api import evaluate
+from aligntune.config.base import LoraSettings
+from aligntune.config.enums import PrecisionType
 from aligntune.core.backend_factory import create_rl_trainer, create_sft_trainer
 from aligntune.errors import ModelError
 from aligntune.models.use import export, load_for_answers
+from aligntune.rewards.model import load as load_reward_model
+from aligntune.trainers.reward_model import RewardTraining, train_on_pairs
 
 pytest.importorskip("bitsandbytes")
 FOUR = {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}
@@ -142,3 +146,19 @@ def test_an_adapter_on_a_model_that_was_saved_quantised(files: Path, tmp_path: P
         live = session.model.eval()(ids).logits
         for model in (asked, whole):
             torch.testing.assert_close(model(ids).logits, live, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("adapts", [False, True])
+def test_rewards_of_a_quantised_reward_model(files: Path, tmp_path: Path, adapts: bool) -> None:
+    rows = [{"prompt": f"say {word}", "chosen": word, "rejected": word[::-1]} for word in tiny.WORDS]
+    lora = LoraSettings(4, 8, 0.0, None, False) if adapts else None
+    training = {"learning_rate": 1e-2, "epochs": 1, "precision": PrecisionType.FP32, "lora": lora}
+    trained = train_on_pairs(rows, RewardTraining(str(files / "model"), str(tmp_path / "judge"), **training))
+    asked, said = [row["prompt"] for row in rows], [row["chosen"] for row in rows]
+    whole = torch.tensor(trained.model(asked, said))
+    rounded = torch.tensor(load_reward_model(str(trained.folder), quantization=FOUR)(asked, said))
+    assert torch.corrcoef(torch.stack([whole, rounded]))[0, 1] > 0.9
+    assert (whole - rounded).abs().max() > 1e-6
+    judged = {"reward_path": str(trained.folder), "reward_model_quantization": FOUR, "reward_functions": None}
+    session = rl(files, tmp_path / "out", "grpo", backend="native", quantization={}, max_steps=1, **judged)
+    assert history(session, "reward")
