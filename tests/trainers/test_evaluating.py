@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import EvalPrediction
 
 from aligntune.data.masks import IGNORED
-from aligntune.trainers.evaluating import NO_ROW, rows_without_repeats
+from aligntune.trainers.filling import NO_ROW, filled
 from aligntune.trainers.label_evaluation import Scorer
 
 TEXTS = {"labels": [0, 1, 1], "row": [0, 1, 2]}
@@ -21,7 +21,7 @@ TOKENS = {"labels": [[IGNORED, 1], [0, 2, 1], [1]]}
 @pytest.mark.parametrize("streams", [False, True])
 def test_fillers_carry_no_label(columns: dict[str, Any], streams: bool) -> None:
     rows = Dataset.from_dict(columns)
-    found = list(rows_without_repeats(rows.to_iterable_dataset() if streams else rows, 4))
+    found = list(filled(rows.to_iterable_dataset() if streams else rows, 4))
     assert found[:3] == list(rows)
     (filler,) = found[3:]
     assert (np.asarray(filler["labels"]) == IGNORED).all()
@@ -31,8 +31,8 @@ def test_fillers_carry_no_label(columns: dict[str, Any], streams: bool) -> None:
 
 def test_whole_batches_are_left_as_they_are() -> None:
     rows = Dataset.from_dict(TEXTS)
-    assert rows_without_repeats(rows, 3) is rows
-    assert len(list(rows_without_repeats(rows.to_iterable_dataset(), 3))) == 3
+    assert filled(rows, 3) is rows
+    assert len(list(filled(rows.to_iterable_dataset(), 3))) == 3
 
 
 @pytest.mark.parametrize("tags", [False, True])

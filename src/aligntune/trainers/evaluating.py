@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from datasets import Dataset, IterableDataset, concatenate_datasets
 
-from aligntune.data.masks import IGNORED
+from aligntune.trainers.filling import filled
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
 else:
     _Base = object
-
-
-NO_ROW = -1
-"""The `row` of a row that only fills up a batch."""
 
 
 class LanguageModelEvaluation(_Base):
@@ -50,7 +44,7 @@ class LanguageModelEvaluation(_Base):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         if self.args.world_size > 1:
-            rows = rows_without_repeats(rows, self.args.per_device_eval_batch_size * self.args.world_size)
+            rows = filled(rows, self.args.per_device_eval_batch_size * self.args.world_size)
         drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False  # a setting for training
         try:
             return super().get_eval_dataloader(rows)
@@ -68,34 +62,3 @@ class LanguageModelEvaluation(_Base):
         if self.quality is not None:
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.quality().items()})
         return output
-
-
-def rows_without_repeats(rows: Any, size: int) -> Any:
-    """`rows` filled up to whole batches of `size` (over all processes) with rows that carry no labels, and `NO_ROW` where
-    rows have a `row`.
-
-    Several processes must do the same number of batches; accelerate repeats the first rows to get there, which would count
-    them twice.
-    """
-    if isinstance(rows, IterableDataset):
-        return _FilledStream(rows, size)
-    if not isinstance(rows, Dataset) or "labels" not in rows.column_names or not -len(rows) % size:
-        return rows
-    fillers = rows.select([0] * (-len(rows) % size)).map(_without_labels, features=rows.features)
-    return concatenate_datasets([rows, fillers])
-
-
-class _FilledStream(torch.utils.data.IterableDataset[Any]):
-    def __init__(self, rows: IterableDataset, size: int) -> None:
-        self.rows, self.size = rows, size
-
-    def __iter__(self) -> Iterator[Any]:
-        place = -1
-        for place, row in enumerate(self.rows):  # noqa: B007  (read behind the loop)
-            yield row
-        for _ in range(-(place + 1) % self.size):
-            yield row | _without_labels(row)
-
-
-def _without_labels(row: dict[str, Any]) -> dict[str, Any]:
-    return {"labels": np.full(np.shape(row["labels"]), IGNORED)[()]} | ({"row": NO_ROW} if "row" in row else {})

@@ -16,7 +16,7 @@ from aligntune.evaluation.label_scores import LabelScores, score_table, score_ta
 from aligntune.evaluation.labels import Score
 from aligntune.evaluation.registry import Metric
 from aligntune.reporting import sections
-from aligntune.trainers.evaluating import NO_ROW
+from aligntune.trainers.filling import NO_ROW
 from aligntune.trainers.passes import cut
 
 Section = tuple[str, str, dict[str, Any]]

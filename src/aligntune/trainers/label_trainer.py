@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from aligntune.trainers.evaluating import LanguageModelEvaluation
+from aligntune.trainers.filling import FillsLastBatch
 from aligntune.trainers.length_groups import GroupsByLength
 from aligntune.trainers.native import NativeTrainer
 from aligntune.trainers.passes import StepsInPieces
 
 
-class ClassificationTrainer(StepsInPieces, LanguageModelEvaluation, GroupsByLength, NativeTrainer):
+class ClassificationTrainer(StepsInPieces, LanguageModelEvaluation, FillsLastBatch, GroupsByLength, NativeTrainer):
     """Cross-entropy summed over the labels of a batch, divided by the number of labels in the whole optimiser batch.
 
     An evaluation gives the class of each text or token and its probability, `[B]` or `[B, T]`; its loss is the mean over all
@@ -40,10 +41,11 @@ class ClassificationTrainer(StepsInPieces, LanguageModelEvaluation, GroupsByLeng
         count = (labels != -100).sum()
         if not self.model.training:
             self._sums = self._sums + torch.stack([total, total, count.to(total.dtype)]).detach().double()
-        number = torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch, device=total.device)
+        given = count if num_items_in_batch is None else num_items_in_batch
+        number = torch.as_tensor(given, device=total.device).clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             number = number / self.accelerator.num_processes
-        loss = total / number.clamp(min=1)
+        loss = total / number
         return (loss, said(logits)) if return_outputs else loss
 
     def share(self, model: Any, piece: dict[str, Any], number: Tensor | int) -> Tensor:

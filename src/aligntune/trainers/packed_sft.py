@@ -13,6 +13,7 @@ from aligntune.data import PackedCollator
 from aligntune.models.forward import packed_log_probs, packed_loss
 from aligntune.models.packed import PackedRows
 from aligntune.trainers.evaluating import LanguageModelEvaluation
+from aligntune.trainers.filling import FillsLastBatch
 from aligntune.trainers.length_groups import GroupsByLength
 from aligntune.trainers.native import NativeTrainer
 from aligntune.trainers.offloading import OffloadedActivations
@@ -21,7 +22,13 @@ from aligntune.trainers.passes import StepsInPieces, cut
 
 
 class PackedSFTTrainer(
-    StepsInPieces, OffloadedActivations, AutocastLoss, LanguageModelEvaluation, GroupsByLength, NativeTrainer
+    StepsInPieces,
+    OffloadedActivations,
+    AutocastLoss,
+    LanguageModelEvaluation,
+    FillsLastBatch,
+    GroupsByLength,
+    NativeTrainer,
 ):
     """One padding-free pass for each piece of a micro-batch; the head on trained tokens only, chunk by chunk.
 

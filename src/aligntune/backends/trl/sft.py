@@ -15,13 +15,14 @@ from trl import SFTConfig, SFTTrainer
 
 from aligntune.trainers.arguments import training_arguments
 from aligntune.trainers.evaluating import LanguageModelEvaluation
+from aligntune.trainers.filling import FillsLastBatch
 from aligntune.trainers.length_groups import GroupsByLength
 
 if TYPE_CHECKING:
     from aligntune.trainers.sft import SFTSession
 
 
-class ExactSFTTrainer(LanguageModelEvaluation, GroupsByLength, SFTTrainer):
+class ExactSFTTrainer(LanguageModelEvaluation, FillsLastBatch, GroupsByLength, SFTTrainer):
     """`SFTTrainer` whose evaluation loss is exact under any batch size."""
 
     def _set_signature_columns_if_needed(self) -> None:
