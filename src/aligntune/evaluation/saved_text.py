@@ -18,6 +18,7 @@ from aligntune.evaluation.perplexity import TokenLoss, row_losses
 from aligntune.evaluation.preference import preference_metrics
 from aligntune.evaluation.registry import REGISTRY, metrics_from_config
 from aligntune.evaluation.saved_base import PREFERENCE, SavedEvaluation, batch_size, check_names, load_for_evaluation
+from aligntune.models.files import adapter_base
 from aligntune.models.heads import longest_input, saved_head
 from aligntune.models.precision import device
 
@@ -104,11 +105,13 @@ def evaluate_pairs(run: SFTRunConfig, rows: Any, *, reward_model: bool) -> Saved
 
 
 def _scored_pairs(run: SFTRunConfig, rows: Any) -> SavedEvaluation:
-    from aligntune.rewards.model import RewardModel
+    from aligntune.rewards.model import RewardModel, read_scale
 
-    pairs = _pairs(run, rows)
-    model, tokenizer = load_for_evaluation(run, saved_head(run.model.name_or_path))
-    longest = longest_input(run.model.name_or_path, tokenizer, run.model.max_seq_length)
+    pairs, name = _pairs(run, rows), run.model.name_or_path
+    model, tokenizer = load_for_evaluation(run, saved_head(name))
+    if adapter_base(name) is not None:
+        read_scale(model, name)
+    longest = longest_input(name, tokenizer, run.model.max_seq_length)
     judge = RewardModel(model, tokenizer, batch_size=batch_size(run), max_length=longest)
     prompts: list[Any] = [pair.prompt for pair in pairs]
     chosen = judge(prompts, [pair.chosen for pair in pairs])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from aligntune.config.enums import TaskType
@@ -49,7 +50,7 @@ def saved_head(name: str) -> SavedHead | None:
     if adapter_base(name) is not None:
         file = Path(name) / LABELS_FILE
         if not file.exists():
-            return None
+            return _numbered_head(Path(name))
         content = json.loads(file.read_text(encoding="utf-8"))
         return SavedHead(TaskType(content["task_type"]), tuple(content["names"]))
     config = model_config(name)
@@ -60,10 +61,22 @@ def saved_head(name: str) -> SavedHead | None:
     )
 
 
-def write_head(folder: Path, head: SavedHead) -> None:
-    """Put the classes beside a saved adapter."""
-    content = {"task_type": head.task.value, "names": list(head.names)}
-    (folder / LABELS_FILE).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+def _numbered_head(adapter: Path) -> SavedHead | None:
+    """The head in an adapter that does not say its classes, as other programs write it: they have numbers, as in transformers."""
+    kind = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
+    task = {"SEQ_CLS": TaskType.TEXT_CLASSIFICATION, "TOKEN_CLS": TaskType.TOKEN_CLASSIFICATION}.get(kind)
+    file = adapter / "adapter_model.safetensors"
+    if task is None or not file.exists():
+        return None
+    with safe_open(file, framework="pt") as tensors:
+        whole = [tensors.get_slice(key).get_shape() for key in tensors.keys() if ".lora_" not in key]  # noqa: SIM118
+    matrices = [shape[0] for shape in whole if len(shape) == 2]
+    return SavedHead(task, tuple(f"LABEL_{place}" for place in range(min(matrices)))) if matrices else None
+
+
+def head_files(head: SavedHead) -> dict[str, Any]:
+    """What lies beside an adapter, by file name, and says its classes."""
+    return {LABELS_FILE: {"task_type": head.task.value, "names": list(head.names)}}
 
 
 def longest_input(name: str, tokenizer: Any, wanted: int) -> int:

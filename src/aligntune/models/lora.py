@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,8 @@ def _save_adapter(
     is_main_process: bool = True,
     **_: Any,
 ) -> None:
-    """Write the adapter that is trained to the folder itself, and the embedding where rows were added to it.
+    """Write the adapter that is trained to the folder itself, with the embedding where rows were added to it, and beside it what
+    the model's `beside` holds (content by file name): an adapter has no config that could say it.
 
     PEFT would write all adapters, one that has a name to a folder of that name, and look for new rows at the base, which it
     cannot always read.
@@ -73,6 +75,8 @@ def _save_adapter(
     }  # a file holds no two names of one weight
     save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     model.peft_config[name].save_pretrained(folder)
+    for file, content in getattr(model, "beside", {}).items():
+        (folder / file).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def has_new_rows(model: Any) -> bool:

@@ -181,14 +181,28 @@ def load(
         raise ModelError(explain_missing(name_or_path, "reward model", error)) from error
     if base is not None:
         model = merge_adapter(model, name_or_path)
-        scale = Path(name_or_path) / SCALE_FILE
-        model.config.reward_scale = json.loads(scale.read_text(encoding="utf-8")) if scale.exists() else None
+        read_scale(model, name_or_path)
     elif info["missing_keys"]:
         raise ModelError(
             f"{name_or_path}: its weights have no {', '.join(sorted(info['missing_keys']))}: it is a model without a "
             "reward head. Use a reward model, or train this one with `aligntune reward train`"
         )
     return RewardModel(model, tokenizer, device="auto" if quantization else target, **options)
+
+
+def adapter_files(model: Any) -> dict[str, Any]:
+    """What lies beside a reward model's adapter, by file name."""
+    from aligntune.config.enums import TaskType
+    from aligntune.models.heads import SavedHead, head_files
+
+    scale = getattr(model.config, "reward_scale", None)
+    return head_files(SavedHead(TaskType.TEXT_CLASSIFICATION, ("LABEL_0",))) | ({SCALE_FILE: scale} if scale else {})
+
+
+def read_scale(model: Any, adapter: str) -> None:
+    """Give a model that `adapter` was merged into the scale that lies beside it."""
+    file = Path(adapter) / SCALE_FILE
+    model.config.reward_scale = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def _device(name: str) -> str:

@@ -10,7 +10,6 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -28,7 +27,7 @@ from aligntune.evaluation.answers import choose
 from aligntune.evaluation.classifier import Classifier
 from aligntune.evaluation.label_scores import metric_names, spans
 from aligntune.evaluation.registry import check_best_metric, custom_metrics
-from aligntune.models.heads import SavedHead, head_arguments, head_class, longest_input, saved_head, settle, write_head
+from aligntune.models.heads import SavedHead, head_arguments, head_class, head_files, longest_input, saved_head, settle
 from aligntune.models.tokenizer import load_tokenizer
 from aligntune.trainers.arguments import training_arguments
 from aligntune.trainers.label_evaluation import RowCollator, Scorer, report_sections
@@ -105,6 +104,7 @@ class ClassificationSession(Session):
             **head,
         )  # fmt: skip
         settle(model, self.tokenizer)
+        model.beside = head_files(SavedHead(self.task, tuple(self.labels.names)))
         return model
 
     @cached_property
@@ -240,11 +240,6 @@ class ClassificationSession(Session):
 
     def describe(self) -> str:
         return f"{super().describe()}\nclasses: {', '.join(self.labels.names)}"
-
-    def write_model(self, folder: Path, state: Any = None, *, merge: bool = False) -> None:
-        super().write_model(folder, state, merge=merge)
-        if hasattr(self.model, "peft_config") and not merge:
-            write_head(folder, SavedHead(self.task, tuple(self.labels.names)))
 
 
 def _not_empty(example: Any) -> bool:

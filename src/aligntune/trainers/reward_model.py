@@ -40,7 +40,7 @@ from aligntune.models.save import save_model
 from aligntune.models.tokenizer import fit_embeddings, load_tokenizer
 from aligntune.reporting import RunDirectory, provenance, recording
 from aligntune.rewards import RewardSet
-from aligntune.rewards.model import SCALE_FILE, RewardModel
+from aligntune.rewards.model import RewardModel, adapter_files
 from aligntune.trainers.callbacks import attach_recorder
 from aligntune.trainers.ranks import world_size
 from aligntune.trainers.resuming import fit
@@ -266,6 +266,7 @@ def _train(settings: RewardTraining, judge: RewardModel, task: _Task) -> Trained
     if settings.best_metric not in (None, *names):
         raise ConfigError(f"best_metric: {settings.best_metric} is not measured; choose of {', '.join(names)}, or none")
     kept, held = hold_out(task.keys, settings.held_out, settings.seed)
+    judge.model.beside = adapter_files(judge.model)
     directory = RunDirectory(settings.output_dir)
     checkpoint = directory.latest_checkpoint() if settings.resume else None
     resume = (checkpoint or 0) if settings.resume else None
@@ -299,9 +300,6 @@ def _train(settings: RewardTraining, judge: RewardModel, task: _Task) -> Trained
         )
         with run.staged("model") as folder:
             save_model(judge.model, judge.tokenizer, folder)
-            scale = getattr(judge.model.config, "reward_scale", None)
-            if (folder / "adapter_config.json").exists() and scale is not None:
-                (folder / SCALE_FILE).write_text(json.dumps(scale), encoding="utf-8")
     logger.info("reward model, %d rows held out: %s", len(held), metrics)
     return Trained(run.model, judge, metrics | {"held_out_rows": len(held)})
 

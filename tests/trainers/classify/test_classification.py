@@ -13,7 +13,9 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 import tiny
 from aligntune.api import create_sft_trainer, evaluate
-from aligntune.errors import ConfigError, DataError
+from aligntune.errors import ConfigError, DataError, ModelError
+from aligntune.models.heads import saved_head
+from aligntune.models.use import load_for_answers
 
 PEOPLE = {"Ann": "B-PER", "Bob": "B-PER", "Rome": "B-LOC"}
 
@@ -213,6 +215,22 @@ def test_an_adapter_of_other_classes_or_another_task_gets_a_new_head(root: Path,
     assert again.model.config.num_labels == len(again.labels.names)
     expected = first.model.merge_and_unload().model.layers[0].self_attn.q_proj.weight
     torch.testing.assert_close(again.model.model.layers[0].self_attn.q_proj.weight, expected)
+
+
+@pytest.mark.parametrize("task", list(ROWS))
+def test_a_checkpoint_of_an_adapter_is_the_classifier_of_its_step(root: Path, tmp_path: Path, task: str) -> None:
+    run = session(root, task, tmp_path / "out", peft_enabled=True, max_steps=2, save_interval=2, eval_interval=2)
+    run.train()
+    checkpoint = tmp_path / "out" / "checkpoints" / "checkpoint-2"
+    rows = str(root / f"{task}_eval.jsonl")
+    found = evaluate(str(checkpoint), rows, precision="fp32")
+    assert found.task == task
+    assert found.metrics["accuracy"] == pytest.approx(run.metrics["eval_accuracy"])
+    (checkpoint / "labels.json").unlink()  # as other programs write it
+    names = saved_head(str(checkpoint)).names
+    assert names == tuple(f"LABEL_{place}" for place in range(len(run.labels.names)))
+    with pytest.raises(ModelError, match="is a classifier"):
+        load_for_answers(str(checkpoint))
 
 
 def test_an_unknown_best_metric(root: Path, tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import torch
 from transformers import TrainerCallback
 
 import tiny
+from aligntune.api import evaluate
 from aligntune.config.base import LoraSettings
 from aligntune.config.enums import PrecisionType
 from aligntune.config.rewards import RewardModelSourceConfig, RewardModelTrainingConfig
 from aligntune.errors import ConfigError, DataError, ModelError, RewardError
+from aligntune.models.use import load_for_answers
 from aligntune.rewards.model import load
 from aligntune.trainers import reward_model
 from aligntune.trainers.reward_held_out import rank_correlation
@@ -90,6 +92,13 @@ def test_an_adapter_that_is_loaded_scores_in_the_rewards_own_units(tmp_path: Pat
     scores = load(str(trained.folder), device="cpu")(["", ""], texts)
     assert scores == pytest.approx(trained.model(["", ""], texts), rel=1e-4)
     assert all(1500 < score < 4500 for score in scores)  # labels are 2300 to 3300; standardised ones are near 0
+    (checkpoint,) = (tmp_path / "out" / "checkpoints").glob("checkpoint-*")
+    assert load(str(checkpoint), device="cpu")(["", ""], texts) == pytest.approx(scores, rel=1e-4)
+    rows = tiny.write_rows(tmp_path / "pairs.jsonl", [{"prompt": "", "chosen": texts[0], "rejected": texts[1]}])
+    measured = evaluate(str(checkpoint), str(rows), precision="fp32").metrics
+    assert [measured[f"rewards/{side}"] for side in ("chosen", "rejected")] == pytest.approx(scores, rel=1e-4)
+    with pytest.raises(ModelError, match="writes no text"):
+        load_for_answers(str(checkpoint))
 
 
 def test_an_adapter_on_top_of_an_adapter_comes_back(tmp_path: Path) -> None:
