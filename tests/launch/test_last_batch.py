@@ -14,22 +14,42 @@ import tiny
 
 ROWS = 9
 """Four a step, so that the third has one, and the second process none."""
-KINDS = ["sft-native", "sft-trl", "lengths-native", "cut-native", "packed-native", "stream-native", "classes-native"]
+KINDS = [
+    "sft-native",
+    "sft-trl",
+    "lengths-native",
+    "cut-native",
+    "packed-native",
+    "stream-native",
+    "classes-native",
+    "dpo-native",
+    "aot-native",
+    "known-native",
+]
+
+PAIRS: dict[str, dict[str, Any]] = {"dpo": {}, "aot": {"loss_type": "aot"}, "known": {}}
+"""Settings of DPO: a plain loss, one that compares the pairs of a step, and log-probabilities of the reference in the rows."""
 
 
 @pytest.fixture(scope="module")
 def finished(
-    parts: Path, sft_config: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+    parts: Path, sft_config: Callable[..., dict[str, Any]], rl_config: Callable[..., dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:  # fmt: skip
     """One folder for each run of four steps, named KIND-LAYOUT."""
     folder = tmp_path_factory.mktemp("last")
-    for name in ("rows", "classes"):
+    for name in ("rows", "classes", "pairs"):
         lines = (parts / f"{name}.jsonl").read_text().splitlines(keepends=True)
         (folder / f"{name}.jsonl").write_text("".join(lines[:ROWS]))
     tiny.write_rows(folder / "many.jsonl", tiny.chats(40))
 
     def config(kind: str, layout: str, world: int) -> dict[str, Any]:
         name, backend = kind.split("-")
+        if name in PAIRS:
+            found = rl_config("dpo", folder / f"{kind}-{layout}", world, backend, max_steps=4, **PAIRS[name])
+            return found | {
+                "dataset": {"name": str(folder / "pairs.jsonl"), "precompute_ref_log_probs": name == "known"}
+            }
         train: dict[str, Any] = {"lengths": {"group_by_length": True}, "cut": {"micro_batch_tokens": 73}, "packed": {"packing": True}}.get(name, {})  # fmt: skip
         found = sft_config(folder / f"{kind}-{layout}", world, backend, **train)
         rows = {"classes": "classes", "packed": "many"}.get(name, "rows")

@@ -1,4 +1,4 @@
-"""What do several processes do when the rows do not fill their last batch? The missing rows carry no labels.
+"""What do several processes do when the rows do not fill their last batch? The missing rows do not count.
 
 Every process must do the same number of batches. accelerate repeats the first rows to get there, which would be trained on twice.
 """
@@ -22,10 +22,12 @@ else:
 
 NO_ROW = -1
 """The `row` of a row that only fills up a batch."""
+FILLS = "fills"
+"""Column that is true where a pair only fills up a batch."""
 
 
 class FillsLastBatch(_Base):
-    """Mixin: the training rows, in the order that one process would have, then those that fill the last batch of all processes."""
+    """Mixin: the training rows, in the order that one process would have, then those that fill the last batch of all."""
 
     def _get_dataloader(
         self, dataset: Any, description: str, batch_size: int, sampler_fn: Any = None, is_training: bool = False, **more: Any
@@ -61,13 +63,16 @@ class _ThenFillers(Sampler[int]):
 
 def filled(rows: Any, size: int) -> Any:
     """`rows` filled up to whole batches of `size` (over all processes) with rows that carry no labels, and `NO_ROW` where
-    rows have a `row`."""
+    rows have a `row`; pairs, which have no labels, with pairs that are marked."""
     if isinstance(rows, IterableDataset):
         return _FilledStream(rows, size)
-    if not isinstance(rows, Dataset) or "labels" not in rows.column_names or not -len(rows) % size:
+    if not isinstance(rows, Dataset) or not -len(rows) % size:
         return rows
-    fillers = rows.select([0] * (-len(rows) % size)).map(_without_labels, features=rows.features)
-    return concatenate_datasets([rows, fillers])
+    fillers = rows.select([0] * (-len(rows) % size))
+    if "labels" not in rows.column_names:
+        marks = [False] * len(rows) + [True] * len(fillers)
+        return concatenate_datasets([rows, fillers]).add_column(FILLS, marks)
+    return concatenate_datasets([rows, fillers.map(_without_labels, features=rows.features)])
 
 
 class _FilledStream(torch.utils.data.IterableDataset[Any]):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aligntune.algorithms.batch import Normalizers, PairLogProbs
 from aligntune.models.packed import PackedRows
+from aligntune.trainers.filling import FILLS
 from aligntune.trainers.passes import cut
 
 REF_COLUMNS = ("ref_chosen", "ref_rejected")
@@ -19,20 +20,25 @@ REF_COLUMNS = ("ref_chosen", "ref_rejected")
 
 @dataclass(frozen=True)
 class Pairs:
-    """B pairs as lists of tokens; `reference`: their log-probabilities under the reference, if computed before."""
+    """B pairs as lists of tokens; `reference`: their log-probabilities under the reference, if computed before. Pairs that do not
+    count only keep this process in step with others."""
 
     prompts: list[list[int]]
     chosen: list[list[int]]
     rejected: list[list[int]]
     reference: tuple[list[list[float]], list[list[float]]] | None = None
+    counts: bool = True
 
     @classmethod
     def collate(cls, rows: Sequence[dict[str, Any]]) -> dict[str, Pairs]:
-        """A micro-batch as the trainer passes it on."""
+        """A micro-batch as the trainer passes it on: without the rows that only fill it up, or of nothing but one that does."""
+        rows, filler = [row for row in rows if not row.get(FILLS)], rows[0]
+        counts = bool(rows)
+        rows = rows or [filler]
         lists = [[list(row[name]) for row in rows] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
         known = all(name in rows[0] for name in REF_COLUMNS)
         reference = tuple([list(row[name]) for row in rows] for name in REF_COLUMNS) if known else None
-        return {"pairs": cls(*lists, reference)}  # type: ignore
+        return {"pairs": cls(*lists, reference, counts)}  # type: ignore
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -58,7 +64,7 @@ class Pairs:
             return [lists[place] for place in places]
 
         known = None if self.reference is None else (at(self.reference[0]), at(self.reference[1]))
-        return Pairs(at(self.prompts), at(self.chosen), at(self.rejected), known)
+        return Pairs(at(self.prompts), at(self.chosen), at(self.rejected), known, self.counts)
 
     def packed(self, device: torch.device) -> PackedRows:
         """2 B rows: the chosen sides, then the rejected ones. A prompt without tokens leaves its answer's first untrained."""

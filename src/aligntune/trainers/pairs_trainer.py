@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aligntune.algorithms.base import AlgorithmSpec
-from aligntune.algorithms.batch import Normalizers, PairLogProbs, combine_metrics
+from aligntune.algorithms.batch import Loss, Normalizers, PairLogProbs, combine_metrics
 from aligntune.algorithms.dpo import sequence_log_probs
 from aligntune.models.forward import runs_padded
+from aligntune.trainers.filling import FillsLastBatch
 from aligntune.trainers.length_groups import GroupsByLength
 from aligntune.trainers.native import NativeTrainer
 from aligntune.trainers.pair_batches import Pairs, Step
@@ -27,7 +28,9 @@ from aligntune.trainers.passes import SharesInPieces
 from aligntune.trainers.reference import KeepsReference, Reference, SavesReference, SyncReference
 
 
-class PairsTrainer(KeepsReference, SharesInPieces, PairsEvaluation, GroupsByLength, AutocastLoss, NativeTrainer):
+class PairsTrainer(
+    KeepsReference, SharesInPieces, PairsEvaluation, FillsLastBatch, GroupsByLength, AutocastLoss, NativeTrainer
+):
     """`reference` is None where the algorithm needs none, or all of its log-probabilities are in the rows."""
 
     def __init__(
@@ -73,7 +76,7 @@ class PairsTrainer(KeepsReference, SharesInPieces, PairsEvaluation, GroupsByLeng
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of each piece of a micro-batch; the sum of their shares of the optimiser batch's loss."""
         model.train()
-        value, metrics = self.train_on(model, inputs["pieces"], lambda piece: self.loss_of(model, *piece))
+        value, metrics = self.train_on(model, inputs["pieces"], lambda piece: self._share(model, *piece))
         self._shares += metrics
         if self.accelerator.sync_gradients:
             self._logged.append(combine_metrics(self._shares))
@@ -100,12 +103,20 @@ class PairsTrainer(KeepsReference, SharesInPieces, PairsEvaluation, GroupsByLeng
 
     # A step ---------------------------------------------------------------------------------------------------------
 
+    def _share(self, model: Any, pairs: Pairs, step: Step) -> Loss:
+        """The loss of a piece, nothing where it does not count."""
+        loss = self.loss_of(model, pairs, step)
+        if pairs.counts:
+            return loss
+        return Loss(0 * loss.value, {name: torch.zeros_like(value) for name, value in loss.metrics.items()})
+
     def _steps(self, batches: Sequence[Pairs]) -> list[Step]:
         """For each of this process's pieces: counts over the optimiser batch of all processes and, for losses that compare pairs, its log-probabilities."""
+        counted = [pairs for pairs in batches if pairs.counts]
         counts = torch.tensor(
             [
-                sum(map(len, batches)),
-                sum(max(0, len(c) - (not p)) for pairs in batches for p, c in zip(pairs.prompts, pairs.chosen)),
+                sum(map(len, counted)),
+                sum(max(0, len(c) - (not p)) for pairs in counted for p, c in zip(pairs.prompts, pairs.chosen)),
             ],
             dtype=torch.float64,
         )
@@ -124,15 +135,16 @@ class PairsTrainer(KeepsReference, SharesInPieces, PairsEvaluation, GroupsByLeng
         """Sequence log-probabilities of the optimiser batch, and where this process's begin."""
         with self.compute_loss_context_manager():
             found = [
-                (sequence_log_probs(self.batch(self.model_wrapped, pairs), self.settings), counts)
+                (sequence_log_probs(self.batch(self.model_wrapped, pairs), self.settings), counts and pairs.counts)
                 for pairs, counts in self.in_step(batches)
             ]
-        parts = [part for part, counts in found if counts]
-        mine = PairLogProbs.cat(parts)
+        none = PairLogProbs(*(values[:0] for values in vars(found[0][0]).values()))
+        mine = PairLogProbs.cat([none, *(part for part, counts in found if counts)])
         if self.accelerator.num_processes == 1:
             return mine, 0
-        everyone = [
-            self.accelerator.gather(getattr(mine, name))
-            for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")
-        ]
-        return PairLogProbs(*everyone), self.accelerator.process_index * len(mine.chosen)
+        sizes = self.accelerator.gather(torch.tensor([len(mine.chosen)], device=mine.chosen.device)).tolist()
+        most, everyone = max(sizes), []
+        for values in vars(mine).values():
+            parts = self.accelerator.gather(nn.functional.pad(values, (0, most - len(values)))).split(most)
+            everyone.append(torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]))
+        return PairLogProbs(*everyone), sum(sizes[: self.accelerator.process_index])
