@@ -118,6 +118,21 @@ def test_an_adapter_that_is_read_by_name_lies_on_the_model_that_the_run_names(ba
     torch.testing.assert_close(loaded(tmp_path / "two"), two, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("targets", [["q_proj"], ["embed_tokens"]], ids=str)
+@pytest.mark.parametrize("name", ["policy", "model"])
+def test_a_reference_adapter_begins_as_the_one_that_is_trained(
+    base: Path, tmp_path: Path, name: str, targets: list[str]
+) -> None:
+    start = layer(base, tmp_path / "start" / name, lora_target_modules=targets)
+    config = ModelConfig(
+        name_or_path=str(base), sft_path=str(tmp_path / "start"), model_adapter_name=name, ref_adapter_name="frozen", lora_target_modules=targets,
+    )  # fmt: skip
+    model = load_policy(config, FP32, seed=0)
+    torch.testing.assert_close(logits(model), start, atol=1e-5, rtol=0)
+    model.set_adapter("frozen")
+    torch.testing.assert_close(logits(model), start, atol=1e-5, rtol=0)
+
+
 def test_a_sharded_model_is_written_on_what_it_lies_on(base: Path, tmp_path: Path) -> None:
     layer(base, tmp_path / "one")
     model, tokenizer = policy(tmp_path / "one")

@@ -104,15 +104,21 @@ def _without_reference(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
 
 
 def _adapters(config: RLRunConfig) -> Iterator[tuple[Path, str]]:
-    """Names of adapters, in a run that has none, or beside another reference."""
+    """Adapters by name, in a run that has none or beside another reference, and references that cannot move."""
     model, train = config.model, config.train
     for name in ("ref_adapter_name", "model_adapter_name"):
         if getattr(model, name) is not None and not model.use_peft:
             yield ("model", name), "needs use_peft: true: it names a LoRA adapter"
+        if "." in (getattr(model, name) or ""):
+            yield ("model", name), "cannot have a dot in it"
     if model.ref_adapter_name is not None:
         others = [name for name in ("force_use_ref_model", "ref_model_init_kwargs") if getattr(model, name)]
         for name in [*others, *(["sync_ref_model"] if train.sync_ref_model else [])]:
             yield ("model", "ref_adapter_name"), f"and {name} name two references; keep one"
+        if model.ref_adapter_name == (model.model_adapter_name or "default"):
+            yield ("model", "ref_adapter_name"), "is the name of the adapter that is trained; choose another"
+    if train.sync_ref_model and model.quantization:
+        yield ("train", "sync_ref_model"), "moves the reference's weights, which quantised ones cannot: turn one off"
 
 
 def _rollouts(config: RLRunConfig) -> Iterator[tuple[Path, str]]:

@@ -13,8 +13,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from aligntune.config import rl, sft
 from aligntune.models.files import adapter_base
 
@@ -58,11 +56,11 @@ def _add(model: Any, name: str, folder: Path | None, *, like: str) -> None:
     if folder is not None:
         model.load_adapter(str(folder), name, is_trainable=True)
         return
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
     model.add_adapter(name, model.peft_config[like])
-    with torch.no_grad():
-        for path, parameter in model.named_parameters():
-            if f".{name}." in path:
-                parameter.copy_(model.get_parameter(path.replace(f".{name}.", f".{like}.")))
+    weights = get_peft_model_state_dict(model, adapter_name=like, save_embedding_layers=False)
+    set_peft_model_state_dict(model, weights, name)
 
 
 def _named_folders(config: rl.ModelConfig) -> dict[str, Path]:
