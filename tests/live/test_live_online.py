@@ -17,6 +17,7 @@ from aligntune.config.enums import AlgorithmType
 from aligntune.config.run import RLRunConfig
 from aligntune.errors import AlignTuneError
 from aligntune.models.load import loading_arguments
+from aligntune.trainers.reward_source import reward_model_of
 from live.cases import Case, Observe, four_bits, observed, session
 from live.compiled import kept
 
@@ -245,7 +246,7 @@ CASES: list[Case] = [
     Case("model.max_seq_length", 12, rows),
     Case("model.reward_value_model", Here("other"), lambda s: s.build_trainer().critic.trunk is None, base=PPO),
     Case("model.reward_value_loading_type", "unsloth", lambda s: s, base=REWARD, against="standard"),
-    Case("model.reward_model_quantization", {"load_in_4bit": True}, outcome, base=REWARD),
+    Case("model.reward_model_quantization", {"load_in_4bit": True}, four_bits(lambda s: reward_model_of(s.config).model), base=REWARD),
     Case("model.value_model_quantization", {"load_in_4bit": True}, four_bits(lambda s: s.build_trainer().critic), base=PPO | {"model.reward_value_model": Here("other")}),
     Case("model.use_peft", False, lambda s: hasattr(s.model, "peft_config")),
     Case("model.lora_r", 4, lora("r")),

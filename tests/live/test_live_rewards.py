@@ -19,7 +19,7 @@ from aligntune.rewards.model import load
 from aligntune.trainers.passes import BoundedPasses
 from aligntune.trainers.reward_model import label_texts, train_on_texts
 from aligntune.trainers.reward_source import reward_model_of
-from live.cases import Case, observed, session
+from live.cases import Case, four_bits, observed, session
 
 ROOT: dict[str, Path] = {}
 TEXTS = ["one " * (1 + n % 4) + word for n, word in enumerate(tiny.WORDS[:12])]
@@ -183,7 +183,7 @@ MODEL = [
     *(Case("model.reward_model_source", two, said, against=one) for one, two in SOURCE.values()),
     Case("reward_training", lambda: training(output_dir="@once"), said, against=lambda: training(reward_functions=["diversity"], output_dir="@twice")),
     Case("model.reward_device", "cuda", outcome, base=REWARD, against="cpu"),
-    Case("model.reward_model_quantization", {"load_in_8bit": True}, outcome, base=REWARD),
+    Case("model.reward_model_quantization", {"load_in_4bit": True}, four_bits(lambda s: reward_model_of(s.config).model), base=REWARD),
     Case("model.reward_value_model", "@value", value, base=PPO | REWARD, against="@other"),
 ]  # fmt: skip
 
