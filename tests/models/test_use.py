@@ -52,6 +52,17 @@ def test_chat_keeps_the_conversation(adapter: Path) -> None:
     assert len(talk.messages) == 5
 
 
+@pytest.mark.parametrize("merged", [True, False])
+def test_answers_of_an_adapter_end_where_its_tokenizer_says(tmp_path: Path, merged: bool) -> None:
+    base = tiny.write_model(tmp_path / "base", eos_token_id=5)
+    model = add_lora(AutoModelForCausalLM.from_pretrained(base), LoraSettings(4, 8, 0.0, None, False))
+    model.save_pretrained(tmp_path / "checkpoint")
+    tiny.tokenizer().save_pretrained(tmp_path / "checkpoint")
+    found, tokenizer = load_for_answers(str(tmp_path / "checkpoint"), merged=merged)
+    assert tokenizer.eos_token_id == 2
+    assert found.generation_config.eos_token_id == [2, 5]
+
+
 def test_not_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such folder"):
         Chat.load(str(tmp_path / "nothing"))

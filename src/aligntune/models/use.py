@@ -17,7 +17,7 @@ from aligntune.models.heads import saved_head
 from aligntune.models.load import merge_adapter, with_adapter
 from aligntune.models.lora import is_quantised, merge
 from aligntune.models.precision import device
-from aligntune.models.save import save_model
+from aligntune.models.save import save_model, set_generation_tokens
 from aligntune.models.tokenizer import load_tokenizer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -40,7 +40,9 @@ def load_for_answers(name: str, dtype: torch.dtype | str = "auto", *, merged: bo
         model.hf_quantizer = None
     if base is not None:
         model = merge_adapter(model, name) if merged else with_adapter(model, name)
-    return model.eval().to(device()), load_tokenizer(name)
+    tokenizer = load_tokenizer(name)
+    set_generation_tokens(model, tokenizer)  # those of an adapter's base may be others
+    return model.eval().to(device()), tokenizer
 
 
 @dataclass
