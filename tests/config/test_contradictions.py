@@ -52,7 +52,6 @@ def refused(algorithm: str, message: str, **settings: Any) -> None:
     ({"use_peft": False, "model_adapter_name": "a"}, "model.model_adapter_name: needs use_peft: true"),
     ({"use_peft": False, "ref_adapter_name": "a"}, "model.ref_adapter_name: needs use_peft: true"),
     ({"ref_adapter_name": "a", "force_use_ref_model": True}, "model.ref_adapter_name: and force_use_ref_model name two references"),
-    ({"ref_adapter_name": "a", "sync_ref_model": True}, "model.ref_adapter_name: and sync_ref_model name two references"),
     ({"logging": {"sample_logging": {"num_samples": 2}}}, "logging.sample_logging.num_samples: needs enabled: true"),
 ], ids=str)  # fmt: skip
 def test_dpo(settings: dict[str, Any], message: str) -> None:
