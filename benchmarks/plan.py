@@ -26,11 +26,14 @@ WARMUP = 4
 SPLIT = {"split": "adamw_split", "splitbf16": "adamw_split_bf16"}
 BATCH_ROWS, LENGTH = 8, 2048
 """Packed rows of a step of `sft_run.py`, and their tokens."""
+LORA = LoraSettings(16, 32, 0.0, list(TARGETS), False)
 RUNS: dict[str, dict[str, Any]] = {
     "native": {"compiled": "all"},
     "mlp": {"compiled": "mlp"},
     "split16": {"trained": 2, "optimizer": "adamw_split_bf16", "compiled": "mlp"},
-    "lora": {"compiled": "all", "lora": LoraSettings(16, 32, 0.0, list(TARGETS), False)},
+    "lora": {"compiled": "all", "lora": LORA},
+    "lora-half": {"compiled": "half", "lora": LORA},
+    "lora-mlp": {"compiled": "mlp", "lora": LORA},
     "plain": {},
     "gc": {"checkpointing": True},
     "budget": {"compiled": "all"},
@@ -49,6 +52,8 @@ PASS = 8192
 SEVERAL = ("sft-ddp", "sft-equal", "sft-fsdp2")
 """Tasks of `several.py`, but for one: `CUT` was measured when the compiler cut layers under DDP, which it does no more."""
 CUT = ("sft-ddp", 2, "0.5b")
+ENGINE = "graph-compiled"
+"""The arm of `rollouts.py` that a run takes; others were measured when gate and up were two products."""
 LENGTHS = 128
 """Prompt tokens of the rollout benchmark."""
 GRPO_PROMPT = 64
@@ -83,7 +88,9 @@ def rows() -> Iterator[tuple[str, float, dict[str, float], float]]:
     for found in _newest(_read("grpo_run.jsonl"), "arm"):
         if found["arm"] in GRPO_RUNS:
             yield _row(f"GRPO run, {found['arm']}", _grpo(found), found["peak_gib"])
-    for found in _read("rollouts.jsonl"):
+    for found in _newest(_read("rollouts.jsonl"), "arm", "rows"):
+        if found["arm"] != ENGINE:
+            continue
         rollout = Rollout(found["rows"], LENGTHS + found["new"], found["rows"] * LENGTHS)
         training = Training(
             _shape(found["shape"]), Batch(1, 1, 1), "none", trained=2, optimizer="paged_adamw_32bit", rollout=rollout

@@ -6,7 +6,8 @@ Ours, through the same config that a user writes (packed rows of 2048, batch 8, 
     split      mlp, AdamW on split bfloat16 weights with float32 moments
     split16    mlp, moments in bfloat16
     lora       rank 16 on all projections
-    lora-mlp   the same, mlp
+    lora-half  the same, one of the two wide products of every MLP recomputed
+    lora-mlp   the same, both recomputed
     plain      float32 masters under autocast, layers not compiled (the default of a shorter run)
     budget     native, in passes of at most 8,192 tokens
     gc         plain, whole layers recomputed
@@ -50,6 +51,7 @@ OURS: dict[str, dict[str, Any]] = {
     "split": {"model": SMALL, "train": {"optimizer": "adamw_split"}},
     "split16": {"model": SMALL, "train": {"optimizer": "adamw_split_bf16"}},
     "lora": {"model": LORA | {"compile": True}},
+    "lora-half": {"model": LORA | {"selective_checkpointing": "half"}},
     "lora-mlp": {"model": LORA | SMALL},
     "plain": {"model": {"compile": False}},
     "budget": {"model": {"compile": True}, "train": {"micro_batch_tokens": 8192}},

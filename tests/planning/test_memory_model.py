@@ -205,9 +205,13 @@ def test_moments_of_compiled_layers() -> None:
     found, matrices = moments(t), QWEN.shape.layer_matrices
     assert found["end of the forward pass"]["bf16 copies of weights"] == 2 * embedding  # of the head alone
     whole = layer_bytes(replace(t, compiled="all"))
-    again = found["recomputing the last layer"]
+    again = found["backward pass of the last layer"]
     assert again["recomputed of a layer"] == 16_384 * (whole - layer_bytes(t)) + 2 * matrices
     assert again["activations"] == 24 * 16_384 * layer_bytes(t)
+    assert again["gradients within a layer"] == 16_384 * 3 * 4864 * 2  # of gate, up and their product
+    pairs = LoraSettings(16, 32, 0.0, ["q_proj", "gate_proj", "down_proj"], True)
+    within = moments(replace(t, lora=pairs))["backward pass of the last layer"]["gradients within a layer"]
+    assert within == 16_384 * (3 + 2 + 1) * 4864 * 2  # the pair's result and gradient at gate, its gradient at the product
     kept = moments(replace(t, compiled="all"))["start of the backward pass"]
     assert kept["bf16 copies of weights"] == 2 * (embedding + 24 * matrices)
     sizes = [peak(replace(QWEN_PACKED, compiled=keep)) for keep in ("mlp", "half", "cheap", "all", None)]
@@ -302,7 +306,7 @@ def test_rollouts_by_hand() -> None:
     found = moments(training)["rollout"]
     assert found["rollout cache"] == 2 * 24 * 128 * 2 * 128 * 384
     assert found["rollout logits"] == 2 * 4 * 151_936 * 128
-    assert found["reading prompts"] == 16_384 * (3 * 4864 * 2 + 896 * 6)
+    assert found["reading prompts"] == 16_384 * (4 * 4864 * 2 + 896 * 6)
 
 
 def test_what_each_setting_does_to_the_peak() -> None:

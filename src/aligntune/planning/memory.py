@@ -186,10 +186,11 @@ def moments(t: Training) -> dict[str, dict[str, float]]:
         "optimiser step": kept | {"gradients": gradients + values,
                                   "temporaries": OPTIMIZERS[t.optimizer][1] * (gradients + values)},
     }  # fmt: skip
-    if t.recomputes:
+    if t.recomputes or t.compiled:
         again = layer - (0 if t.checkpointing else min(layer, t.batch.tokens * layer_bytes(t)))
-        found["recomputing the last layer"] = kept | saved | {
-            "bf16 copies of weights": head_cast, "recomputed of a layer": again, "gradient of the head": head_gradient,
+        found["backward pass of the last layer"] = kept | saved | {
+            "bf16 copies of weights": head_cast, "recomputed of a layer": again, "gradients within a layer": backward_bytes(t),
+            "gradient of the head": head_gradient,
         }  # fmt: skip
     if t.rollout is not None:
         found["rollout"] = kept | buckets | {"reading prompts": prefill_bytes(t)}
@@ -303,6 +304,21 @@ def kept_by_compiler(t: Training) -> float:
     results = (family.norms - 1) * s.hidden + (2 if family.gated else 1) * s.inner
     heads = s.queries + s.keys if family.head_norm else 0
     return t.residual * s.hidden + attention_bytes(t) + c * (results + heads + _inputs_kept(t)) + 4 * family.norms
+
+
+def backward_bytes(t: Training) -> float:
+    """What the backward pass of a compiled layer holds at its largest beside what was kept or computed again: where the activation
+    of the feed-forward part is differentiated, the gradients of what enters it (2 c I) and of the product (c I). A LoRA pair adds its
+    own result and gradient to the one that it enters, and its own gradient to the last.
+
+    Read off the code that the compiler made of a Qwen2 layer: one kernel reads and writes all of these.
+    """
+    if t.compiled is None:
+        return 0.0
+    adapted = set() if t.lora is None else t.shape.target_names(t.lora)
+    *entering, (last, inner, _, _) = t.shape.linears[2 if t.shape.family.fused else 4 :]
+    width = sum(outputs * (3 if name in adapted else 1) for name, _, outputs, _ in entering)
+    return float(t.compute * t.batch.tokens * (width + inner * (2 if last in adapted else 1)))
 
 
 def _inputs_kept(t: Training) -> int:
@@ -431,7 +447,8 @@ def _head_gradient(t: Training) -> float:
 
 
 def prefill_bytes(t: Training) -> float:
-    """Three tensors of width I, and the residual in float32 and in c, for the prompt tokens of one pass."""
+    """Four tensors of width I (gate and up are one product, both halves of which live until they have been multiplied), and the
+    residual in float32 and in c, for the prompt tokens of one pass."""
     assert t.rollout is not None
     s, tokens = t.shape, min(PREFILL, t.rollout.prompt_tokens)
-    return float(tokens * (3 * s.inner * t.compute + s.hidden * (4 + t.compute)))
+    return float(tokens * (4 * s.inner * t.compute + s.hidden * (4 + t.compute)))
