@@ -211,7 +211,9 @@ def test_moments_of_compiled_layers() -> None:
     assert again["gradients within a layer"] == 16_384 * 3 * 4864 * 2  # of gate, up and their product
     pairs = LoraSettings(16, 32, 0.0, ["q_proj", "gate_proj", "down_proj"], True)
     within = moments(replace(t, lora=pairs))["backward pass of the last layer"]["gradients within a layer"]
-    assert within == 16_384 * (3 + 2 + 1) * 4864 * 2  # the pair's result and gradient at gate, its gradient at the product
+    assert (
+        within == 16_384 * (3 + 2 + 1) * 4864 * 2
+    )  # the pair's result and gradient at gate, its gradient at the product
     kept = moments(replace(t, compiled="all"))["start of the backward pass"]
     assert kept["bf16 copies of weights"] == 2 * (embedding + 24 * matrices)
     sizes = [peak(replace(QWEN_PACKED, compiled=keep)) for keep in ("mlp", "half", "cheap", "all", None)]
