@@ -8,14 +8,19 @@ from pathlib import Path
 
 from aligntune.backends.matrix import backends_page
 from aligntune.config.reference import json_schema, reference_page
-from aligntune.rewards import table
+from aligntune.rewards import table as rewards
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+
+import tables  # noqa: E402  (benchmarks are scripts, not a package)
+
 PAGES = {
     "docs/reference.md": reference_page,
     "docs/backends-matrix.md": backends_page,
     "docs/run.schema.json": lambda: json.dumps(json_schema(), indent=1) + "\n",
-    "docs/rewards.md": lambda: "# Rewards\n\n" + table.INTRO + table.markdown() + "\n",
+    "docs/rewards.md": lambda: "# Rewards\n\n" + rewards.INTRO + rewards.markdown() + "\n",
+    "benchmarks/README.md": tables.page,
 }
 
 

@@ -20,7 +20,9 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch
 
     torch.set_num_threads(1)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, where tests of Ctrl-C would wait for ever
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # a shell's background job, where tests of Ctrl-C would wait for ever
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
