@@ -87,12 +87,20 @@ def _forward(linear: Any, value: Tensor) -> Tensor:
 def _groups(causal: Any) -> Iterator[list[nn.Linear]]:
     """Plain linear layers (LoRA's bases among them) that read one input and whose weights may lie together."""
     for layer in decoder_layers(causal):
-        for module in layer.modules():
+        for module in _parents(layer):
             for names in READERS:
-                found = [getattr(module, name, None) for name in names]
+                found = [module._modules.get(name) for name in names]
                 linears = [getattr(each, "base_layer", each) for each in found]
                 if _can_join(linears):
                     yield cast(list[nn.Linear], linears)
+
+
+def _parents(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and those in it that have parts, but for LoRA's: a model of 24 layers has 2,000 of them, and rollouts look each time."""
+    yield module
+    for child in module._modules.values():
+        if child is not None and child._modules and "base_layer" not in child._modules:
+            yield from _parents(child)
 
 
 def _can_join(linears: Sequence[Any]) -> bool:
