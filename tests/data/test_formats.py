@@ -161,6 +161,17 @@ class TestColumns:
             read_rl({"a": "x"}, "preference")
         assert "_column settings" not in str(caught.value)
 
+    def test_which_dataset_is_meant(self):
+        """Of several, and of the training and the evaluation rows."""
+        rows = Dataset.from_list([{"a": "x"}])
+        with pytest.raises(DataError, match=r"^held_out.jsonl: no known format fits"):
+            row_reader(rows, DatasetConfig(name="held_out.jsonl"))
+        with pytest.raises(DataError, match=r"^rows \(split test\): format alpaca needs"):
+            row_reader(rows, DatasetConfig(name="rows", split="test", format_type="alpaca"))
+        read = row_reader(Dataset.from_list([{"messages": [USER]}]), DatasetConfig(name="held_out.jsonl"))
+        with pytest.raises(DataError, match=r"^held_out.jsonl: row 7 \(messages\): "):
+            read({"messages": "none"}, 7)
+
     def test_own_names_are_preferred_to_guesses(self):
         row = {"question": "no", "instruction": "Hi", "answer": "no", "output": "Hello."}
         assert read(row, auto_detect_fields=True).messages == [USER, BOT]

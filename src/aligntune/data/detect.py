@@ -21,7 +21,7 @@ from aligntune.data import formats_sft as _formats_sft  # noqa: F401
 from aligntune.data.examples import ChatExample, CompletionExample, Example, PairExample, PromptExample
 from aligntune.data.formats import Kind, RowFormat, describe, find_format, formats_of
 from aligntune.data.messages import read_tools, show_row, with_system
-from aligntune.data.sources import column_names
+from aligntune.data.sources import called, column_names
 from aligntune.errors import ConfigError, DataError
 
 COLUMN_SETTINGS = {
@@ -43,6 +43,8 @@ COLUMN_SETTINGS = {
 class Reading:
     """How the rows of one dataset are to be read: the settings of either `DatasetConfig`, in one shape."""
 
+    dataset: str
+    """What messages call it."""
     kind: Kind
     allowed: tuple[str, ...]
     format_type: str | None = None
@@ -59,6 +61,7 @@ class Reading:
         if isinstance(config, sft.DatasetConfig):
             return cls._of_sft(config)
         return cls(
+            called(config),
             kind,
             tuple(formats_of(kind)),
             config.format_type,
@@ -78,6 +81,7 @@ class Reading:
             kind = "tagging"
         given = {part for part, setting in COLUMN_SETTINGS.items() if config.is_set(setting)}
         return cls(
+            called(config),
             kind,
             TASK_FORMATS[task],
             config.format_type,
@@ -118,7 +122,7 @@ class RowReader:
             parts = {part: row[column] for part, column in self.columns.items()}
             return self._finish(self.row_format.read(**parts))
         except DataError as error:
-            raise row_error(error, row, index, self.row_format.name) from None
+            raise row_error(error, row, index, self) from None
 
     def key(self) -> dict[str, Any]:
         """What decides how rows are read, for a cache key."""
@@ -165,9 +169,12 @@ def row_reader(
     reading = Reading.of(config, kind)
     first: dict[str, Any] = next(iter(rows), {})
     available = column_names(rows)
-    if reading.format_type is not None:
-        return _named(reading, available)
-    return _detected(reading, available, first)
+    try:
+        if reading.format_type is not None:
+            return _named(reading, available)
+        return _detected(reading, available, first)
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"{reading.dataset}: {error}") from None
 
 
 def _named(reading: Reading, available: list[str]) -> RowReader:
@@ -259,10 +266,10 @@ def as_chat(example: Example) -> Example:
     return example
 
 
-def row_error(error: Exception, row: Mapping[str, Any], index: int | None, format_name: str) -> DataError:
-    """A `DataError` that says which row of which format is wrong, and shows it."""
+def row_error(error: Exception, row: Mapping[str, Any], index: int | None, reader: RowReader) -> DataError:
+    """A `DataError` that says which row of which dataset and format is wrong, and shows it."""
     place = "a row" if index is None else f"row {index}"
-    return DataError(f"{place} ({format_name}): {error}\n{show_row(row)}")
+    return DataError(f"{reader.reading.dataset}: {place} ({reader.row_format.name}): {error}\n{show_row(row)}")
 
 
 def _user(content: str) -> dict[str, Any]:

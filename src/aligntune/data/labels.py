@@ -21,7 +21,7 @@ from aligntune.data.detect import RowReader, row_error, row_reader
 from aligntune.data.examples import LabelledExample, TaggedExample
 from aligntune.data.fingerprint import tokenizer_fingerprint
 from aligntune.data.masks import IGNORED
-from aligntune.data.sources import processes
+from aligntune.data.sources import called, processes
 from aligntune.data.tokenize import EMPTY, KEPT, drop_rows, preserved_columns, rows_of
 from aligntune.errors import DataError, ModelError
 
@@ -158,7 +158,7 @@ def _values(reader: RowReader, row: Mapping[str, Any], index: int) -> Iterable[A
                 DataError(f"a label should be text or a whole number, got {label!r}; drop rows without a label"),
                 row,
                 index,
-                reader.row_format.name,
+                reader,
             )
         yield plain
 
@@ -312,7 +312,7 @@ def _checked_id(labels: LabelSet, label: Any, row: Mapping[str, Any], index: int
     try:
         return labels.id_of(label)
     except DataError as error:
-        raise row_error(error, row, index, reader.row_format.name) from None
+        raise row_error(error, row, index, reader) from None
 
 
 def _run(
@@ -328,4 +328,4 @@ def _run(
     done = cached_map(
         rows, tokenise, key=key, features=features, num_proc=processes(config.dataset_num_proc), desc="tokenise"
     )
-    return drop_rows(done, {EMPTY: "empty, or no word left within max_length"})
+    return drop_rows(done, {EMPTY: "empty, or no word left within max_length"}, called(config))

@@ -29,7 +29,7 @@ from aligntune.data.examples import PairExample, PromptExample
 from aligntune.data.fingerprint import tokenizer_fingerprint
 from aligntune.data.masks import Ids, TokenSpans, encode_spans
 from aligntune.data.messages import Message
-from aligntune.data.sources import column_names, processes
+from aligntune.data.sources import called, column_names, processes
 from aligntune.data.template import ChatTemplate, use_template
 from aligntune.data.tokenize import EMPTY, KEPT, RowTokenizer, drop_rows, preserved_columns, rows_of
 from aligntune.errors import DataError
@@ -102,7 +102,7 @@ def tokenize_pairs(
         num_proc=processes(config.dataset_num_proc),
         desc="tokenise",
     )
-    return drop_rows(done, PAIR_REASONS)
+    return drop_rows(done, PAIR_REASONS, called(config))
 
 
 def tokenize_prompts(
@@ -146,9 +146,14 @@ def tokenize_prompts(
     cut = int((np.asarray(lengths["uncut"][:]) > np.asarray(lengths["length"][:])).sum())
     if cut:
         logger.warning(
-            "cut %d of %d prompts to max_prompt_length %s (%s)", cut, len(done), max_prompt_length, truncation_mode
+            "%s: cut %d of %d prompts to max_prompt_length %s (%s)",
+            called(config),
+            cut,
+            len(done),
+            max_prompt_length,
+            truncation_mode,
         )
-    return drop_rows(done.remove_columns("uncut"), {EMPTY: "empty prompt"})
+    return drop_rows(done.remove_columns("uncut"), {EMPTY: "empty prompt"}, called(config))
 
 
 PROMPT_COLUMNS = ("prompt_ids", "prompt_text", "prompt_json", "length", "uncut", "fate")

@@ -24,6 +24,12 @@ from aligntune.errors import ConfigError, DataError
 Rows = TypeVar("Rows", Dataset, IterableDataset)
 DatasetConfig = sft.DatasetConfig | rl.DatasetConfig
 
+
+def called(config: DatasetConfig) -> str:
+    """What messages call a dataset: its name, and its split unless that is the usual one."""
+    return config.name if config.split == "train" else f"{config.name} (split {config.split})"
+
+
 SCHEMES: dict[str, Callable[..., Dataset]] = {}
 """Scheme of a name like `scheme:rest` -> function(rest, split=, max_samples=, seed=) that makes the rows."""
 

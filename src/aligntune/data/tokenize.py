@@ -31,7 +31,7 @@ from aligntune.data.detect import RowReader, row_error, row_reader
 from aligntune.data.examples import ChatExample, CompletionExample, Example, TextExample
 from aligntune.data.fingerprint import tokenizer_fingerprint
 from aligntune.data.masks import IGNORED, Ids, Span, encode_spans
-from aligntune.data.sources import column_names, processes
+from aligntune.data.sources import called, column_names, processes
 from aligntune.data.template import ChatTemplate, use_template
 from aligntune.errors import ConfigError, DataError, ModelError
 
@@ -82,7 +82,7 @@ def tokenize_sft(
         rows, tokenise, key=key, features=features, num_proc=processes(config.dataset_num_proc), desc="tokenise"
     )
     reasons = {EMPTY: "empty", CUT: f"nothing to train within max_length {max_length}"}
-    return drop_rows(done, reasons)
+    return drop_rows(done, reasons, called(config))
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def preserved_columns(rows: Dataset | IterableDataset, names: Sequence[str] | No
     return names
 
 
-def drop_rows(rows: Dataset, reasons: Mapping[int, str]) -> Dataset:
+def drop_rows(rows: Dataset, reasons: Mapping[int, str], dataset: str) -> Dataset:
     """Without the rows whose `fate` is not `KEPT`, and without that column; logs how many went and why.
 
     Raises:
@@ -123,11 +123,11 @@ def drop_rows(rows: Dataset, reasons: Mapping[int, str]) -> Dataset:
     counts = {reason: int((fates == fate).sum()) for fate, reason in reasons.items()}
     told = ", ".join(f"{count} ({reason})" for reason, count in counts.items() if count)
     if len(kept) == 0:
-        raise DataError(f"none of the {len(rows)} rows can be trained on: {told}")
+        raise DataError(f"{dataset}: none of the {len(rows)} rows can be trained on: {told}")
     rows = rows.remove_columns("fate")
     if len(kept) == len(fates):
         return rows
-    logger.warning("dropped %d of %d rows: %s", len(fates) - len(kept), len(fates), told)
+    logger.warning("%s: dropped %d of %d rows: %s", dataset, len(fates) - len(kept), len(fates), told)
     return rows.select(kept)
 
 
@@ -150,7 +150,7 @@ class RowTokenizer:
 
     def error(self, error: str | DataError, row: Mapping[str, Any], index: int) -> DataError:
         """The error with its row shown."""
-        return row_error(DataError(str(error)), row, index, self.reader.row_format.name)
+        return row_error(DataError(str(error)), row, index, self.reader)
 
     def kept(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         return {name: batch[name] for name in self.preserved}
