@@ -312,7 +312,7 @@ class TrainingConfig(Section):
     eval_steps: Count = 100
     """Synonym of `eval_interval`."""
     eval_strategy: Strategy = "no"
-    """When evaluation runs: `no`, `steps`, `epoch`."""
+    """When evaluation runs while training: `no`, `steps`, `epoch`. At the end it always runs, if there is evaluation data."""
     save_steps: Count = 500
     """Synonym of `save_interval`."""
     save_strategy: Strategy = "steps"

@@ -318,6 +318,6 @@ class LoggingConfig(Section):
     save_strategy: Strategy = "steps"
     """When checkpoints are written: `no`, `steps`, `epoch`."""
     eval_strategy: Strategy = "steps"
-    """When evaluation runs: `no`, `steps`, `epoch`. Off, with one log line, when there is no evaluation data."""
+    """When evaluation runs while training: `no`, `steps`, `epoch`. At the end it always runs, if there is evaluation data."""
     report_to: list[str] | str = "none"
     """Synonym of `loggers`."""

@@ -265,6 +265,14 @@ def test_it_learns_which_answers_are_preferred(files: Path, tmp_path: Path) -> N
     assert {row["step"] for row in samples} == {0, 40}
 
 
+@pytest.mark.parametrize("strategy", ["no", "steps"])
+def test_evaluation_always_runs_at_the_end(files: Path, tmp_path: Path, strategy: str) -> None:
+    """What the docstring of `eval_strategy` says: `no` means none while training."""
+    held_out = str(files / "held.jsonl")
+    run(files, tmp_path, max_steps=2, eval_dataset=held_out, eval_strategy=strategy, eval_interval=1).train()
+    assert [line["step"] for line in lines(tmp_path, "eval")] == {"no": [2], "steps": [0, 1, 2]}[strategy]
+
+
 def test_batches_of_like_length_depend_on_the_seed_alone() -> None:
     lengths = [7, 1, 9, 3, 8, 2, 5, 4, 6]
     sampler = LengthGroups(lengths, 2, seed=3)
