@@ -244,6 +244,12 @@ def test_the_loss_of_ones_own(place: Path) -> None:
     assert trainer.train()["train_loss"] > 0
 
 
+def test_the_quickstart_takes_as_long_everywhere() -> None:
+    length = "about half a minute of training"
+    told = [(ROOT / page).read_text() for page in ("README.md", "docs/index.md")]
+    assert all(length in " ".join(text.split()) for text in [*told, aligntune("quickstart", "--help").stdout])
+
+
 def test_every_page_is_in_the_navigation() -> None:
     listed = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(page.name for page in ROOT.glob("docs/*.md"))

@@ -54,7 +54,7 @@ def quickstart(
     output: Annotated[Path, typer.Option(help="Folder for the run.")] = Path("output/quickstart"),
     overwrite: Annotated[bool, typer.Option(help="Replace the results in the output folder.")] = True,
 ) -> None:
-    """Fine-tune the small model that ships with the package: offline, on a CPU, in a few minutes."""
+    """Fine-tune the small model that ships with the package: offline, on a CPU, in about half a minute of training."""
     from aligntune.quickstart.run import quickstart as run
 
     run(output, overwrite=overwrite)
