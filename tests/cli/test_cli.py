@@ -115,7 +115,8 @@ def test_in_a_process_of_its_own(run_file: Path) -> None:
     }
     good = subprocess.run([*start, "validate", run_file], **told)  # type: ignore[call-overload]
     assert (good.returncode, good.stderr) == (0, "")
-    assert "valid (sft" in good.stdout
+    assert "valid (sft, " in good.stdout
+    assert " settings given, " in good.stdout
     bad = subprocess.run([*start, "validate", run_file, "lerning_rate=1"], **told)  # type: ignore[call-overload]
     assert bad.returncode == 2
     assert bad.stderr.startswith("aligntune: ")

@@ -200,6 +200,18 @@ def test_use_unsloth_false_keeps_auto_from_it() -> None:
     assert (found.backend, found.skip_backends) == (BackendType.AUTO, [BackendType.UNSLOTH])
 
 
+@pytest.mark.parametrize(("lines", "counts"), [
+    ("model: m\ndataset: d\nbackend: native\nlogging: {report_to: none}\ntrain: {gradient_checkpointing: false, epochs: 1}", (7, 0)),
+    ("model: {name_or_path: m, use_unsloth: false}\ndataset: d\ntrain: {bf16: true, num_epochs: 2}", (6, 0)),
+    ("model: m\ndataset: d\ntrain: {bf16: false}", (4, 0)),
+    ("model: m\ndatasets: [{name: d, text_column: t}]\neval_split: test\ntrain: {metric_for_best_model: rougeL}", (6, 1)),
+    ("model: m\ndataset: d\neval_dataset: {name: d, dataset_text_field: t}", (5, 0)),
+])  # fmt: skip
+def test_a_setting_counts_once(tmp_path: Path, lines: str, counts: tuple[int, int]) -> None:
+    """What was written, under however many names it is shown, and what follows from it."""
+    assert resolve(write(tmp_path / "run.yaml", f"algorithm: sft\n{lines}\n")).counts() == counts
+
+
 # Refusals
 
 

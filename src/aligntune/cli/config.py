@@ -31,10 +31,8 @@ def validate(ctx: typer.Context, file: ConfigFile = None) -> None:
     source, overrides = split(file, ctx.args)
     found = resolve(source, overrides=overrides)
     _check_rewards(found)
-    changed = sum(origin != "default" for _, _, origin in found.rows())
-    print(
-        f"{source or 'config'}: valid ({found.config.algorithm.value}, {changed} settings differ from their defaults)"
-    )
+    given, derived = found.counts()
+    print(f"{source or 'config'}: valid ({found.config.algorithm.value}, {given} settings given, {derived} derived)")
 
 
 def _check_rewards(found: Resolved) -> None:

@@ -20,7 +20,12 @@ def derived(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, Any, str
     """(path, value, why) of unset settings whose value follows from the rest of the run."""
     yield from _save_at_evaluations(config)
     metric = config.train.metric_for_best_model
-    if config.train.is_set("metric_for_best_model") and metric and not config.train.is_set("greater_is_better"):
+    if (
+        config.train.is_set("metric_for_best_model")
+        and metric
+        and goes_by_metric(config)
+        and not config.train.is_set("greater_is_better")
+    ):
         lower = metric.endswith(("loss", "perplexity"))
         yield ("train", "greater_is_better"), not lower, f"{'less' if lower else 'more'} is better for {metric}"
     model = config.model

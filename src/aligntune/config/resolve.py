@@ -19,7 +19,7 @@ from aligntune.config.layers import canonical, file_layer, flat_layer, is_sectio
 from aligntune.config.load import Layer, Origin, parse_overrides, read_yaml
 from aligntune.config.problems import Problem, Work, rename, report, short
 from aligntune.config.run import RLRunConfig, RunConfig, SFTRunConfig
-from aligntune.config.synonyms import Path
+from aligntune.config.synonyms import Path, mirrors
 from aligntune.config.validate import LISTS, validate
 from aligntune.errors import ConfigError
 
@@ -36,6 +36,15 @@ class Resolved:
     def rows(self) -> list[tuple[str, Any, str]]:
         """(dotted path, value, origin) of every setting, in the order of the reference."""
         return list(_rows(self.config, (), self.origins))
+
+    def counts(self) -> tuple[int, int]:
+        """How many settings were given, and how many derived from them; one that has several names counts once."""
+        origins = {path: origin for path, _, origin in self.rows() if origin != "default"}
+        for path, named in mirrors(self.config.algorithm, len(self.config.datasets)):
+            if any(".".join(map(str, name)) in origins for name in named):
+                origins.pop(".".join(map(str, path)), None)
+        derived = sum(origin.startswith("derived ") for origin in origins.values())
+        return len(origins) - derived, derived
 
     def origin(self, *path: str) -> Origin:
         return self.origins.get(path, Origin("default"))

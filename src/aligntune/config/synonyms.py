@@ -168,6 +168,15 @@ def dataset_groups(algorithm: AlgorithmType, at: Path) -> list[Group]:
     ]
 
 
+def mirrors(algorithm: AlgorithmType, datasets: int = 0) -> list[tuple[Path, tuple[Path, ...]]]:
+    """(a field that shows what another one holds, the fields that may hold it); so many `datasets` there are."""
+    found: list[tuple[Path, tuple[Path, ...]]] = [(path, (("backend",), ("skip_backends",))) for path in BACKEND_FLAGS]
+    others: list[Path] = [("eval_dataset",), *(("datasets", at) for at in range(datasets))]
+    for group in [*groups(algorithm), *(group for at in others for group in dataset_groups(algorithm, at))]:
+        found += [(path, (group.canonical,)) for path in group.members if path != group.canonical]
+    return found
+
+
 def renames(algorithm: AlgorithmType) -> dict[str, dict[str, str]]:
     """Section -> further spelling -> field name."""
     return RENAMES["sft" if algorithm is AlgorithmType.SFT else "rl"]
