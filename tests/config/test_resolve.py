@@ -234,6 +234,21 @@ def test_all_problems_are_reported_together_with_lines(tmp_path: Path) -> None:
     assert f"{file}:9: logging.colour: is not a setting" in text
 
 
+def test_problems_are_in_the_order_of_the_lines(tmp_path: Path) -> None:
+    lines = ["algorithm: sft", "train:", "  lerning_rate: 1", "  epochs: 0", "model:", *["  # (line ten)"] * 4]
+    file = write(tmp_path / "run.yaml", "\n".join([*lines, "  name_or_path: [m]", "  lora_rnk: 4", "dataset: d\n"]))
+    with pytest.raises(ConfigError) as caught:
+        resolve(file, overrides=["colour=red"])
+    places = [line.strip().removeprefix(f"{file}:").split(":")[0] for line in str(caught.value).splitlines()[1:]]
+    assert places == ["3", "4", "10", "11", "override colour=red"]
+
+
+def test_what_follows_from_a_refused_setting_is_not_refused_too() -> None:
+    with pytest.raises(ConfigError) as caught:
+        sft(metric_for_best_model="rougeL")
+    assert "greater_is_better" not in str(caught.value)
+
+
 def test_a_path_in_a_file_is_told_its_section(tmp_path: Path) -> None:
     file = write(tmp_path / "run.yaml", "algorithm: sft\nmodel: m\ndataset: d\ntrain.epochs: 3\n")
     assert refusal_of(file) == f"{file}:4: train.epochs: is not a setting: in a file, put epochs under train:"

@@ -86,6 +86,13 @@ def canonical_path(algorithm: AlgorithmType, path: Path) -> Path:
     return path
 
 
+def _place(problem: Problem) -> tuple[bool, str, int]:
+    if problem.origin.kind != "file":
+        return True, "", 0
+    file, _, line = problem.origin.detail.rpartition(":")
+    return False, file, int(line)
+
+
 def short(value: object, limit: int = 120) -> str:
     """What was given, on one line; a long value is cut."""
     text = " ".join(repr(value).split())
@@ -93,7 +100,8 @@ def short(value: object, limit: int = 120) -> str:
 
 
 def report(problems: list[Problem]) -> str:
-    lines = list(dict.fromkeys(str(problem) for problem in problems))
+    """All of them, once each: those of files by line, then the others as they were found."""
+    lines = list(dict.fromkeys(str(problem) for problem in sorted(problems, key=_place)))
     if len(lines) == 1:
         return lines[0]
     return f"{len(lines)} problems:\n" + "\n".join(f"  {line}" for line in lines)
