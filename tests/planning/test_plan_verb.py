@@ -69,6 +69,15 @@ def test_steps_are_those_of_the_run(rows: int, train: dict[str, Any], tmp_path: 
     assert found.checkpoints >= len(list((tmp_path / "out" / "checkpoints").glob("checkpoint-*")))
 
 
+@pytest.mark.parametrize(("strategy", "held_out", "count"), [("no", True, 1), ("no", False, 0), ("steps", True, 3)])
+def test_the_evaluation_at_the_end_counts(qwen: Path, strategy: str, held_out: bool, count: int) -> None:
+    """Ten steps: before the first, after the fifth, after the last."""
+    train = {"max_steps": 10, "eval_strategy": strategy, "eval_interval": 5}
+    rest = {"eval_dataset": {"name": "hub/held"}} if held_out else {}
+    train = train if held_out else {"max_steps": 10}
+    assert make_plan(run(qwen, "dpo", train=train, **rest)).steps.evaluations == count
+
+
 def test_steps_of_online_algorithms(qwen: Path, tmp_path: Path) -> None:
     data = tiny.write_rows(tmp_path / "rows.jsonl", tiny.alpaca(100))
     train = {"per_device_batch_size": 4, "gradient_accumulation_steps": 4, "num_generations": 8, "rollout_batch_size": 8, "num_ppo_epochs": 2,

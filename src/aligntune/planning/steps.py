@@ -60,8 +60,10 @@ def count_steps(run: SFTRunConfig | RLRunConfig, training: Training, processes: 
     steps = optimizer_steps(run, processes)
     passes = None if steps is None or per_pass is None else math.ceil(steps / per_pass)
     evaluations = _times(schedule.eval_strategy, schedule.eval_every, steps, passes)
-    if schedule.eval_strategy != "no" and evaluations is not None:
-        evaluations += 1  # before the first step
+    if schedule.eval_strategy != "no":
+        evaluations = None if evaluations is None else evaluations + 1  # before the first step
+    elif run.has_eval:
+        evaluations = 1  # after the last one
     checkpoints = _times(schedule.save_strategy, schedule.save_every, steps, passes)
     kept = (
         checkpoints
