@@ -156,11 +156,13 @@ def test_on_error_null_counts_and_logs(caplog: pytest.LogCaptureFixture) -> None
     def f(completion):
         return 1 / (len(completion) - 2)
 
-    scores, failures = Caller(get(f))(Batch(["p"] * 2, ["a", "bb"]), "null")
-    assert scores == [-1.0, None]
-    assert [failure.sample for failure in failures] == [1]
-    assert "ZeroDivisionError" in caplog.text
-    assert "'bb'" in caplog.text
+    scores, failures = Caller(get(f))(Batch(["p"] * 3, ["a", "bb", "cc"]), "null")
+    assert scores == [-1.0, None, None]
+    assert [failure.sample for failure in failures] == [1, 2]
+    (told,) = caplog.messages  # however many raised, and without advice to do what was done
+    assert told.startswith("2 of 3 completions count as null; the first: reward 'f' raised ZeroDivisionError: ")
+    assert "'bb'" in told
+    assert "on_error" not in told
     with pytest.raises(RewardError, match="finite number"):
         call(lambda completion: float("nan"), on_error="null")
 

@@ -126,8 +126,11 @@ class Caller:
             if isinstance(failure.error, AlignTuneError) and not isinstance(failure.error, RewardError):
                 raise failure.error  # a missing package or a wrong setting is met by every sample: never a null
             if on_error == "raise":
-                raise self._error(batch, failure) from failure.error
-            log.warning("reward %r raised and counts as null: %s", self.reward.name, self._error(batch, failure))
+                hint = "Fix the function, or set on_error: null to count such samples and go on without their score"
+                raise RewardError(f"reward {self._raised(batch, failure)}\n{hint}") from failure.error
+        if failures:
+            told = len(failures), len(batch), self._raised(batch, failures[0])
+            log.warning("%d of %d completions count as null; the first: reward %s", *told)
         failed = {failure.sample for failure in failures}
         scores = [None if i in failed else self._score(batch, i, result) for i, result in enumerate(results)]
         return scores, failures
@@ -217,12 +220,9 @@ class Caller:
             results = run_coroutine(_gather(results))
         return self._split(results)
 
-    def _error(self, batch: Batch, failure: Failure) -> RewardError:
+    def _raised(self, batch: Batch, failure: Failure) -> str:
         error = failure.error
-        return RewardError(
-            f"reward {self.reward.name!r} raised {type(error).__name__}: {error}\n{batch.excerpt(failure.sample)}\n"
-            "Fix the function, or set on_error: null to count such samples and go on without their score"
-        )
+        return f"{self.reward.name!r} raised {type(error).__name__}: {error}\n{batch.excerpt(failure.sample)}"
 
     def _score(self, batch: Batch, index: int, result: Any) -> Score:
         """The result as a float, or a `RewardError` that says what to return."""
