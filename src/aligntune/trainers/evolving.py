@@ -72,6 +72,7 @@ class Evolution:
             self.state, self.observed = es.observe(self.state, self.config, self.centre_fitness), True
         fitness = [outcome.fitness for outcome in outcomes[len(centre) :]]
         self._note_errors(state.generation, outcomes)
+        self._note_equal(state.generation, fitness)
         record = self._record(state, outcomes[: len(centre)], outcomes[len(centre) :])
         record["perf/seconds"] = time.perf_counter() - started
         if not es.finished(self.state, self.config):
@@ -115,6 +116,15 @@ class Evolution:
             self.last_error = errors[0]
             self.recorder.note(
                 f"generation {generation}: {len(errors)} training(s) failed, the first with {errors[0]}", "warning"
+            )
+
+    def _note_equal(self, generation: int, fitness: Sequence[float | None]) -> None:
+        if len(fitness) > 1 and len(set(fitness)) == 1 and None not in fitness:
+            self.recorder.note(
+                f"generation {generation}: all {len(fitness)} candidates have the fitness {fitness[0]:g}, so nothing is learnt "
+                "from them: the verifier should tell their answers apart; more training steps (T), a larger sigma or more "
+                "evaluation rows may help",
+                "warning",
             )
 
     def _progress(self, generation: int, finished: int, of: int) -> None:

@@ -19,6 +19,11 @@ def letters(completion: str) -> float:
     return sum(map(ord, completion)) % 17 / 16
 
 
+def never(completion: str) -> float:
+    """A verifier that nothing pleases."""
+    return 0.0
+
+
 def timed(completion: str, *, timeout_s: float = 1.0) -> float:
     """The time limit it was given, in units of 10 s."""
     return timeout_s / 10

@@ -133,6 +133,13 @@ def test_all_failed(evolve: Evolve) -> None:
         evolve(rewards=broken).train()
 
 
+def test_candidates_that_the_verifier_cannot_tell_apart(evolve: Evolve, tmp_path: Path) -> None:
+    evolve(verifier="es_rewards:never", N=2, T=1, meta_iterations=1).train()
+    told = (tmp_path / "out" / "report.html").read_text()
+    assert "generation 0: all 2 candidates have the fitness 0, so nothing is learnt" in told
+    assert "generation 1: all" not in told  # the last one measures its centre alone
+
+
 def test_what_a_run_leaves_behind(evolve: Evolve, tmp_path: Path) -> None:
     session = evolve(target="both", mirror_coefficient=1.0, debug_mode=True, N=2, meta_iterations=1, loggers="none")
     session.train()
