@@ -55,6 +55,6 @@ def check_names(names: Sequence[str], known: Sequence[str]) -> set[str]:
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError(f"metrics: there is no {name!r} here; {hint}There are: {', '.join(known)}")
+            hint = f"did you mean {close[0]}? There" if close else "there"
+            raise ConfigError(f"metrics: there is no {name!r} here; {hint} are: {', '.join(known)}")
     return set(names)

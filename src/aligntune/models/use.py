@@ -29,7 +29,10 @@ def load_for_answers(name: str, dtype: torch.dtype | str = "auto", *, merged: bo
     name = model_folder(name)
     is_model_folder(name)
     if saved_head(name) is not None:
-        raise ModelError(f"{name}: is a classifier or a reward model, which writes no text; aligntune eval measures it")
+        raise ModelError(
+            f"{name}: is a classifier or a reward model, which writes no text, so there is no chat and no export of it; "
+            "aligntune eval measures it"
+        )
     base = adapter_base(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(base or name, dtype=dtype)
