@@ -116,6 +116,20 @@ def test_ctrl_c_and_kill_stop_all(
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "interrupted"
 
 
+def test_an_error_of_the_run_is_not_lost_in_that_of_the_launcher(
+    train_instead: Callable[[str], Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match="not that one"):
+        train_instead(
+            "distributed.barrier()\n        from aligntune.errors import ConfigError\n"
+            "        if rank == 1: raise ConfigError('not that one')\n        distributed.all_reduce(torch.ones(1))"
+        )
+    said = "".join(capfd.readouterr())
+    assert "aligntune.backends.launch.starter" in said
+    assert "Traceback" not in said
+    assert "ChildFailedError" not in said
+
+
 def test_the_first_error_is_raised_as_its_own_class(tmp_path: Path) -> None:
     job = Job(tmp_path)
     assert job.first_error() is None
@@ -166,7 +180,7 @@ def test_what_accelerate_is_told(tmp_path: Path, strategy: str, kind: str, secti
     assert told["num_processes"] == 8  # one per visible GPU
     if section is not None:
         assert expected.items() <= told[section].items()
-    assert made.shown().endswith(f"-m accelerate.commands.launch --config_file {path} -m worker job.json")
+    assert made.shown().endswith(f" accelerate.commands.launch --config_file {path} -m worker job.json")
     assert load_config_from_file(_saved(path, text)).num_processes == 8  # accelerate's own reader takes it
 
 

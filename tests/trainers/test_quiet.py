@@ -9,6 +9,6 @@ def test_deprecations_inside_other_libraries_are_not_shown() -> None:
     with warnings.catch_warnings(record=True) as shown:
         warnings.resetwarnings()
         quiet_libraries()
-        for module in ("transformers.modeling_utils", "peft.peft_model", "mine"):
+        for module in ("transformers.modeling_utils", "peft.peft_model", "accelerate.accelerator", "mine"):
             warnings.warn_explicit("old name", FutureWarning, f"{module}.py", 1, module=module)
     assert [entry.filename for entry in shown] == ["mine.py"]

@@ -22,6 +22,9 @@ FSDP2 = {
 }  # fmt: skip
 
 
+START = [sys.executable, "-m", "aligntune.backends.launch.starter"]
+
+
 @dataclass(frozen=True)
 class LaunchPlan:
     """`commands`: host -> command, this machine's first; `files`: what to write before, by path."""
@@ -56,7 +59,7 @@ def launch_plan(run: SFTRunConfig | RLRunConfig, worker: list[str], folder: Path
         else:
             file = folder / ("accelerate.yaml" if len(hosts) == 1 else f"accelerate-{place}.yaml")
             files[file] = _yaml(accelerate_config(run, processes * len(hosts), len(hosts), place, leader, port))
-            commands[host] = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), *worker]
+            commands[host] = [*START, "accelerate.commands.launch", "--config_file", str(file), *worker]
     return LaunchPlan(commands, files)
 
 
@@ -148,8 +151,7 @@ def _torchrun(processes: int, machines: int, place: int, leader: str, port: int,
         "master-port": port,
     }
     return [
-        sys.executable,
-        "-m",
+        *START,
         "torch.distributed.run",
         *(f"--{name}={value}" for name, value in options.items()),
         *worker,
