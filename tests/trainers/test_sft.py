@@ -215,6 +215,7 @@ def test_the_best_evaluation_is_kept_and_training_stops_when_it_gets_worse(files
     assert best < last < 60
     assert (last - best) == 6 or best == 0
     assert metrics["eval_loss"] == pytest.approx(seen[best], abs=1e-5)
+    assert f"kept the weights of step {best}, the best by eval_loss" in (files / "out" / "report.html").read_text()
     again = create_sft_trainer(
         model_name=files / "out" / "model", dataset_name=files / "train.jsonl", eval_dataset=str(files / "eval.jsonl"), precision="fp32",
         completion_only_loss=True, output_dir=files / "x", backend=backend, evaluation={"compute_rouge": False, "compute_bleu": False},
