@@ -61,6 +61,7 @@ def test_train_and_what_it_leaves(run_file: Path) -> None:
     again = aligntune("train", out / "config.yaml")
     assert again.returncode == 2  # its results are not overwritten unasked
     assert "already holds a run" in again.stderr
+    assert "--resume auto" in again.stderr
     assert "learning_rate: 0.001" in (out / "config.yaml").read_text()
 
 

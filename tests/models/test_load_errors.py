@@ -99,3 +99,13 @@ def test_the_folder_of_a_run_names_its_adapter(tmp_path: Path) -> None:
     (tmp_path / "run" / "model" / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"did you mean .*run/model"):
         load(tmp_path / "run")
+
+
+def test_the_folder_of_a_run_that_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"has not come to its end: continue it with --resume auto$"):
+        load(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "checkpoint-20").mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"--resume auto, or name its last checkpoint, .*/checkpoint-20$"):
+        load(tmp_path / "run")

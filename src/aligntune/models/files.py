@@ -19,6 +19,10 @@ def is_model_folder(name: str) -> bool:
             str(found.parent) for kind in ("config", "adapter_config") for found in sorted(path.glob(f"*/{kind}.json"))
         ]
         hint = f"; did you mean {nested[0]}?" if nested else ""
+        if (path / "status.json").exists():
+            saved = sorted(path.glob("checkpoints/checkpoint-*"), key=lambda found: found.stat().st_mtime)
+            hint = ". It holds a run that has not come to its end: continue it with --resume auto"
+            hint += f", or name its last checkpoint, {saved[-1]}" if saved else ""
         raise ModelError(f"{name}: is a folder without config.json or adapter_config.json, so not a model{hint}")
     if path.is_file():
         raise ModelError(f"{name}: is a file; a model is a folder with config.json and weights, or a hub name")

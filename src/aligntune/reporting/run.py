@@ -84,8 +84,8 @@ class RunDirectory:
             run._clear()
         elif run.holds_results():
             raise ConfigError(
-                f"{run.path} already holds a run ({run.outcome()}); continue it with resume, "
-                "replace it with overwrite, or choose another output_dir"
+                f"{run.path} already holds a run ({run.outcome()}); continue it (--resume auto; in Python resume=True), "
+                "replace it (--overwrite; overwrite=True), or choose another output_dir"
             )
         else:
             run._clear_trail()
