@@ -65,6 +65,24 @@ def test_train_and_what_it_leaves(run_file: Path) -> None:
     assert "learning_rate: 0.001" in (out / "config.yaml").read_text()
 
 
+def test_a_full_disk_is_told_without_traceback(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever meets it; and the folder that was begun is taken away."""
+    base, output = run_file.parent / "model", run_file.parent / "full"
+
+    def refuse(*_: object) -> None:
+        assert list(output.parent.glob(".full.partial"))
+        raise OSError(28, "No space left on device", "weights")
+
+    monkeypatch.setattr("aligntune.models.use.save_model", refuse)
+    done = aligntune("export", base, output)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("aligntune: [Errno 28] No space left on device: 'weights'. Make room")
+    assert not list(output.parent.glob("*full*"))
+    elsewhere = aligntune("export", base, run_file / "folder")
+    assert elsewhere.returncode == 2
+    assert "cannot be written (Not a directory)" in elsewhere.stderr
+
+
 def test_dry_run_writes_nothing(run_file: Path) -> None:
     done = aligntune("train", run_file, "--dry-run")
     assert done.returncode == 0, done.stderr

@@ -83,6 +83,15 @@ class TestTrail:
         assert target.read_text() == "old"
         assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
+    def test_a_session_that_cannot_begin_is_told_and_holds_nothing(self, tmp_path, monkeypatch):
+        run = RunDirectory.create(tmp_path)
+        with monkeypatch.context() as full:
+            full.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            with pytest.raises(ConfigError, match=r"status.json: No space left on device; choose"), run.session():
+                pass
+        with run.session():
+            assert run.outcome() == "running"
+
 
 class TestCreate:
     def test_a_new_run_resumes_nothing(self, tmp_path):

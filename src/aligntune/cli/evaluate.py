@@ -56,10 +56,10 @@ def evaluate(
         path = output or _free("predictions")
         check_output(path)
         found = api.evaluate(model, data, task=task, metrics=_names(metrics), limit=limit, overrides=overrides)
+        _show(f"{found.task}: {len(found.predictions)} rows", found.metrics, found.tables)
         found.write_predictions(path)
         summary = {"model": model, "data": data, "task": found.task, "rows": len(found.predictions), "metrics": found.metrics}  # fmt: skip
         path.with_suffix(".metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        _show(f"{found.task}: {len(found.predictions)} rows", found.metrics, found.tables)
         print(f"predictions: {path}\nmetrics:     {path.with_suffix('.metrics.json')}")
     if harness is not None:
         report = api.evaluate_harness(model, _names(harness) or [], limit=limit, overrides=overrides)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from functools import cache
 from typing import Annotated
@@ -47,9 +49,20 @@ def main() -> None:
     except AlignTuneError as error:
         print(f"aligntune: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception as error:
+        if not _disk_is_full(error):
+            raise
+        print(f"aligntune: {error}. Make room on that disk, or write to another", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("aligntune: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Whether the file system said so; libraries that write weights pass it on as text in errors of their own."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full)
 
 
 @cache

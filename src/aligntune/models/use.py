@@ -99,20 +99,31 @@ def export(name: str, output: Path, *, dtype: str = "bf16", overwrite: bool = Fa
     source = Path(model_folder(name)).expanduser().resolve()
     if output.resolve() in (source, *source.parents):
         raise ConfigError(f"{output} holds the model that is exported; choose another folder")
-    model, tokenizer = load_for_answers(name, torch.float32, merged=False)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written ({error.strerror or error}); choose another folder") from error
+    try:
+        difference = _write_and_compare(name, partial, DTYPES[plain_word(dtype)])
+        if difference > 1.0:
+            raise ModelError(
+                f"{name}: the written weights give other log-probabilities (by {difference:.2g}); nothing was kept"
+            )
+        shutil.rmtree(output, ignore_errors=True)
+        partial.rename(output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return difference
+
+
+def _write_and_compare(name: str, folder: Path, dtype: torch.dtype) -> float:
+    model, tokenizer = load_for_answers(name, torch.float32, merged=False)
     ids = torch.arange(1, min(33, model.get_input_embeddings().weight.shape[0]), device=model.device)[None]
     before = model(ids).logits.float().log_softmax(-1)
     whole = merge(model) if hasattr(model, "peft_config") else model
-    save_model(whole.to(DTYPES[plain_word(dtype)]), tokenizer, partial)
-    again = AutoModelForCausalLM.from_pretrained(partial, dtype=torch.float32).eval().to(ids.device)
-    difference = float((again(ids).logits.log_softmax(-1) - before).abs().max())
-    if difference > 1.0:
-        shutil.rmtree(partial)
-        raise ModelError(
-            f"{name}: the written weights give other log-probabilities (by {difference:.2g}); nothing was kept"
-        )
-    shutil.rmtree(output, ignore_errors=True)
-    partial.rename(output)
-    return difference
+    save_model(whole.to(dtype), tokenizer, folder)
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(ids.device)
+    return float((again(ids).logits.log_softmax(-1) - before).abs().max())

@@ -145,8 +145,8 @@ class RunDirectory:
             for session in (self.read_status().get("sessions", []) if self.resumed_from else [])
         ]
         now = {"started": _now(), "from_step": self.resumed_from, "host": platform.node(), "pid": os.getpid()}
-        self._write_status("running", history, now)
         try:
+            self._write_status("running", history, now)
             yield self
         except (KeyboardInterrupt, SystemExit):
             self._write_status("interrupted", history, now)
@@ -275,7 +275,8 @@ class RunDirectory:
             status["error"] = {"type": type(error).__name__, "message": str(error)}
             if not isinstance(error, AlignTuneError):
                 status["error"]["traceback"] = "".join(traceback.format_exception(error))
-        write_atomic(self.status, dumps(status, indent=2) + "\n")
+        with disk_errors(self.status):
+            write_atomic(self.status, dumps(status, indent=2) + "\n")
 
 
 def checkpoint_step(checkpoint: Path) -> int:
