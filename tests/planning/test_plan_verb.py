@@ -78,6 +78,14 @@ def test_the_evaluation_at_the_end_counts(qwen: Path, strategy: str, held_out: b
     assert make_plan(run(qwen, "dpo", train=train, **rest)).steps.evaluations == count
 
 
+def test_the_trainings_of_an_evolution(qwen: Path) -> None:
+    """Two generations of a centre and four candidates, and the last centre."""
+    train = {"verifier": "exact_match", "meta_iterations": 2, "N": 4, "T": 3, "max_steps": 5, "num_generations": 8}
+    config = run(qwen, "meta_es", train=train, eval_dataset={"name": "hub/held"})
+    assert make_plan(config).steps.evolution == (11, 3)
+    assert make_plan(run(qwen, "grpo", train={"max_steps": 5})).steps.evolution is None
+
+
 def test_steps_of_online_algorithms(qwen: Path, tmp_path: Path) -> None:
     data = tiny.write_rows(tmp_path / "rows.jsonl", tiny.alpaca(100))
     train = {"per_device_batch_size": 4, "gradient_accumulation_steps": 4, "num_generations": 8, "rollout_batch_size": 8, "num_ppo_epochs": 2,

@@ -100,6 +100,11 @@ def _steps(plan: Plan) -> Table:
             _known(r.completions),
             f"completions a rollout ({r.prompts} prompts), at most {r.completion_tokens:,} tokens; {r.passes} passes, {r.steps} steps",
         )
+    if steps.evolution is not None:
+        trainings, length = steps.evolution
+        table.add_row(
+            _known(trainings), f"trainings of the evolution at most, of {length:,} steps each, before the run's own:"
+        )
     table.add_row(
         _known(steps.steps), "optimiser steps" + ("" if steps.steps is not None else ": set train.max_steps to know")
     )

@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass
 
 from aligntune.config import applies
+from aligntune.config.algorithms import MetaESConfig
+from aligntune.config.rl import TrainingConfig
 from aligntune.config.run import RLRunConfig, SFTRunConfig
+from aligntune.config.sft import TrainingConfig as SFTTrainingConfig
 from aligntune.planning.memory import OPTIMIZERS, Training
 from aligntune.planning.rows import count_rows, file_bytes
 from aligntune.trainers.online_plan import Plan, make_plan
@@ -47,6 +50,8 @@ class Steps:
     kept: int | None
     checkpoint_bytes: float
     rollouts: Rollouts | None = None
+    evolution: tuple[int, int] | None = None
+    """Meta-ES: trainings before the run's own, at most (`patience` may end them), and the steps of each."""
 
 
 def count_steps(run: SFTRunConfig | RLRunConfig, training: Training, processes: int) -> Steps:
@@ -83,7 +88,13 @@ def count_steps(run: SFTRunConfig | RLRunConfig, training: Training, processes: 
         kept,
         checkpoint_bytes(training),
         rollouts,
+        _evolution(train),
     )
+
+
+def _evolution(train: TrainingConfig | SFTTrainingConfig) -> tuple[int, int] | None:
+    """A generation measures its centre and N candidates; after the last, the new centre is measured too."""
+    return (train.meta_iterations * (train.N + 1) + 1, train.T) if isinstance(train, MetaESConfig) else None
 
 
 def optimizer_steps(run: SFTRunConfig | RLRunConfig, processes: int) -> int | None:
