@@ -42,6 +42,7 @@ from aligntune.reporting import RunDirectory, provenance, recording
 from aligntune.rewards import RewardSet
 from aligntune.rewards.model import RewardModel, adapter_files
 from aligntune.trainers.callbacks import attach_recorder
+from aligntune.trainers.quiet import quiet_libraries
 from aligntune.trainers.ranks import world_size
 from aligntune.trainers.resuming import fit
 from aligntune.trainers.reward_held_out import HeldPairs, HeldTexts
@@ -215,6 +216,7 @@ def _model(settings: RewardTraining) -> RewardModel:
     """The base with a head of one output, ready to encode and to train: its own head, or a new one in place of another size."""
     if world_size() > 1:
         raise ConfigError("a reward model is trained on one process: run `aligntune reward train` first, then name its folder with reward_path")  # fmt: skip
+    quiet_libraries()
     name = settings.base
     is_model_folder(name)
     trust: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import TrainerCallback
 
 import tiny
@@ -83,6 +84,18 @@ def test_pairs_are_told_apart_and_the_model_comes_back(tmp_path: Path, lora: Lor
     assert load(str(done.folder), device="cpu")(asked, said) == pytest.approx(done.model(asked, said), abs=1e-4)
     with pytest.raises(ConfigError, match="already holds a run"):
         train_on_pairs(pairs(10), settings)
+
+
+def test_other_libraries_keep_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As the first thing that a process does."""
+    tiny.write_model(tmp_path / "base")
+    transformers.utils.logging.enable_progress_bar()
+    transformers.utils.logging.set_verbosity_warning()
+    capfd.readouterr()
+    train_on_pairs(pairs(10), RewardTraining(str(tmp_path / "base"), str(tmp_path / "out"), 1, 1e-3, 8, 1))
+    said = "".join(capfd.readouterr())
+    assert "step 1/" in said
+    assert not [word for word in ("LOAD REPORT", "Loading weights", "Writing model") if word in said]
 
 
 def test_an_adapter_that_is_loaded_scores_in_the_rewards_own_units(tmp_path: Path) -> None:
