@@ -78,7 +78,7 @@ The order is: raw score, `shield`, `normalize`, `clip`, `weight`, sum. Each stag
 
 ## Errors
 
-If a reward raises, the run stops and shows the sample and the exception. With `on_error: "null"` both are logged, the sample is counted under `rewards/NAME/errors`, and the run goes on without that
+If a reward raises, the run stops and shows the sample and the exception. With `on_error: "null"` the first of a batch is logged, each is counted under `rewards/NAME/errors`, and the run goes on without that
 score. NaN, text in place of a number, a missing column, an unknown name or param, and weights that do not fit are errors that say what to do, as early as they can be known:
 `aligntune validate` finds unknown names and params without reading data.
 
