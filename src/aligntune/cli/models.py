@@ -30,6 +30,7 @@ def chat(
         try:
             question = input("> ")
         except EOFError:
+            print()
             return
         if not question.strip():
             return
