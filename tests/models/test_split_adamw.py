@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from aligntune.optim import split_adamw
 from aligntune.optim.split_adamw import SplitAdamW, master, noise, round_stochastically, split
 
 
@@ -118,3 +119,19 @@ def test_parameters_of_other_formats_are_updated_as_adamw_does() -> None:
     steps(SplitAdamW([ours], lr=0.1), ours, gradients)
     steps(torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.0), theirs, gradients)
     assert torch.allclose(ours, theirs, rtol=1e-6)
+
+
+def test_tensors_are_updated_together_where_they_lie_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch reads the memory of its own device alone; so does one that has another rate."""
+    places = ("cpu", "meta", "cpu", "meta", "cpu")
+    parameters = [torch.nn.Parameter(torch.zeros(4, dtype=torch.bfloat16, device=place)) for place in places]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    launches = []
+    monkeypatch.setattr(
+        split_adamw,
+        "split_updates",
+        lambda tensors, step: launches.append((step.lr, [part.weight.device.type for part in tensors])),
+    )
+    SplitAdamW([{"params": parameters[:4], "lr": 0.1}, {"params": parameters[4:], "lr": 0.2}], lr=0.1).step()
+    assert launches == [(0.1, ["cpu", "cpu"]), (0.1, ["meta", "meta"]), (0.2, ["cpu"])]

@@ -75,7 +75,7 @@ class SplitAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        together: defaultdict[Step, list[Parts]] = defaultdict(list)
+        together: defaultdict[tuple[Step, torch.device], list[Parts]] = defaultdict(list)
         place = 0
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -87,10 +87,11 @@ class SplitAdamW(torch.optim.Optimizer):
                 numbers, moments = _numbers(group, state["step"]), (state["exp_avg"], state["exp_avg_sq"])
                 if "rest" in state:
                     salt = (state["step"] * 0x9E3779B1 + place * 0x85EBCA77) & 0x7FFFFFFF
-                    together[numbers].append(Parts(parameter.data, state["rest"], parameter.grad, *moments, salt))
+                    parts = Parts(parameter.data, state["rest"], parameter.grad, *moments, salt)
+                    together[numbers, parameter.device].append(parts)
                 else:
                     update(parameter.data, parameter.grad, *moments, numbers)
-        for numbers, tensors in together.items():
+        for (numbers, _), tensors in together.items():
             split_updates(tensors, numbers)
         return loss
 
@@ -135,7 +136,7 @@ def update(weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, st
 
 
 def split_updates(tensors: Sequence[Parts], step: Step) -> None:
-    """`update` of bfloat16 weights and their rests, in place: all tensors in one launch on CUDA, else one by one."""
+    """`update` of bfloat16 weights and their rests, in place, on one device: all tensors in one launch on CUDA, else one by one."""
     if tensors[0].weight.is_cuda:
         from aligntune.optim.split_adamw_triton import split_updates_triton
 

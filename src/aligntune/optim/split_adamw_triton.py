@@ -92,12 +92,13 @@ def split_updates_triton(tensors: Sequence[Parts], step: Step) -> None:
     for parts in tensors:
         ready = parts._replace(grad=_laid_out(parts.grad, parts.weight))
         launches[_is_wide(ready), ready.exp_avg.dtype == torch.bfloat16].append(ready)
-    for (wide, half), chosen in launches.items():
-        blocks = _blocks(tuple(parts.weight.numel() for parts in chosen), chosen[0].weight.device)
-        _split_updates[(len(blocks),)](
-            _table(chosen), blocks, 1 - step.beta1, step.beta2, 1 - step.beta2, step.eps, step.decay, step.step_size, step.root_correction,
-            HALF=half, WIDE=WIDE if wide else 1, BLOCK=BLOCK,
-        )  # fmt: skip
+    with torch.cuda.device_of(tensors[0].weight):  # on the stream of which Triton launches
+        for (wide, half), chosen in launches.items():
+            blocks = _blocks(tuple(parts.weight.numel() for parts in chosen), chosen[0].weight.device)
+            _split_updates[(len(blocks),)](
+                _table(chosen), blocks, 1 - step.beta1, step.beta2, 1 - step.beta2, step.eps, step.decay, step.step_size, step.root_correction,
+                HALF=half, WIDE=WIDE if wide else 1, BLOCK=BLOCK,
+            )  # fmt: skip
 
 
 def _laid_out(grad: Tensor, weight: Tensor) -> Tensor:

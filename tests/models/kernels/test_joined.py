@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.testing
+from accelerate.hooks import ModelHook, add_hook_to_module
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from aligntune.config.base import LoraSettings
@@ -16,6 +17,8 @@ from aligntune.models.forward import causal_model
 from aligntune.models.kernels import compile as kernels
 from aligntune.models.kernels.joined import joined, lay_together
 from aligntune.models.lora import add_lora
+from aligntune.rollouts.base import SamplingParams
+from aligntune.rollouts.graph import GraphEngine
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
@@ -24,9 +27,10 @@ SIZES: dict[str, Any] = {
 IDS = torch.arange(12)[None]
 
 
-def made(kind: str = "qwen2", lora: bool = False) -> Any:
+def made(kind: str = "qwen2", lora: bool = False, **changes: Any) -> Any:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES), attn_implementation="sdpa").eval()
+    config = AutoConfig.for_model(kind, **SIZES | changes)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)
@@ -124,6 +128,29 @@ def test_weights_in_a_buffer_of_somebody_elses_stay_there() -> None:
         torch.testing.assert_close(logits(model), want)
 
 
+def test_pieces_of_memory_that_touch_are_laid_together() -> None:
+    model = made()
+    mlp = model.model.layers[0].mlp
+    memory, size = bytearray(2 * 64 * 32 * 4), 64 * 32
+    for place, linear in enumerate((mlp.gate_proj, mlp.up_proj)):
+        own = torch.frombuffer(memory, dtype=torch.float32, count=size, offset=place * size * 4).view(64, 32)
+        linear.weight.data = own.copy_(linear.weight.data)
+    assert mlp.gate_proj.weight.data_ptr() + size * 4 == mlp.up_proj.weight.data_ptr()
+    want = logits(model)
+    assert lay_together(model) == 6
+    with joined(model):
+        torch.testing.assert_close(logits(model), want)
+
+
+def test_the_engine_decodes_by_joint_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made()
+    lay_together(model)
+    widths, plain = set(), torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *given: widths.add(len(given[1])) or plain(*given))
+    GraphEngine(model).generate([[3, 4, 5]], SamplingParams(max_new_tokens=3, seed=0))
+    assert {32 + 16 + 16, 64 + 64} <= widths
+
+
 def test_layers_called_with_other_inputs_compute_their_own() -> None:
     model = made()
     attention = model.model.layers[0].self_attn
@@ -144,6 +171,24 @@ def test_what_cannot_lie_together_is_left() -> None:
     second.gate_proj.weight = second.up_proj.weight
     third.gate_proj = torch.nn.Sequential(third.gate_proj)
     assert lay_together(model) == 3  # attention's
+
+
+def test_attention_that_is_not_of_one_kind_is_left() -> None:
+    model = made()
+    first, second, third = (layer.self_attn for layer in model.model.layers)
+    hooked = add_hook_to_module(first.k_proj, ModelHook()).forward
+    second.q_proj.bias = None
+    third.q_proj.weight.data = third.q_proj.weight.data.t().contiguous().t()
+    want = logits(model)
+    assert lay_together(model) == 3  # the MLPs'
+    with joined(model):
+        torch.testing.assert_close(logits(model), want)
+    assert first.k_proj.forward is hooked
+
+
+def test_windows_that_kernels_could_not_read_are_not_made() -> None:
+    model = made(head_dim=2, num_key_value_heads=1)  # a bias of k is 8 bytes long
+    assert lay_together(model) == 3  # the MLPs'
 
 
 @pytest.mark.parametrize("lora", [False, True])
