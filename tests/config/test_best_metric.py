@@ -68,12 +68,33 @@ def test_perplexity_is_given_where_it_is_on() -> None:
 @pytest.mark.parametrize(("algorithm", "more", "message"), [
     ("sft", {}, "needs evaluation data: give eval_dataset or eval_split"),
     ("dpo", {"eval_split": "test"}, "needs evaluations: set eval_strategy to steps or epoch"),
-    ("grpo", EVALUATED, "takes a lower metric for better, and more is better for eval_reward"),
-    ("sft", EVALUATED | {"metric_for_best_model": "bleu"}, "takes a lower metric for better, and more is better for bleu"),
+    ("grpo", EVALUATED, "takes a lower metric for better, and more is better for eval_reward: use another schedule"),
+    ("sft", EVALUATED | {"metric_for_best_model": "bleu"},
+     "takes a lower metric for better, and more is better for bleu: use metric_for_best_model eval_loss, or another schedule"),
 ])  # fmt: skip
 def test_a_schedule_of_a_metric_needs_one(algorithm: str, schedule: str, more: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"train.lr_scheduler: {schedule} {message}")):
         resolved(algorithm, lr_scheduler=schedule, **more)
+
+
+@pytest.mark.parametrize(("algorithm", "name", "less"), [
+    ("sft", "eval_loss", True), ("sft", "perplexity", True), ("sft", "eval_bleu", False),
+    ("dpo", "eval_loss/hinge", True), ("dpo", "loss/nll", True), ("dpo", "eval_rewards/margins", False),
+    ("grpo", "completions/truncated_share", True), ("grpo", "eval_pass@1", False),
+])  # fmt: skip
+def test_which_of_two_values_of_a_metric_is_better(algorithm: str, name: str, less: bool) -> None:
+    more: dict[str, Any] = {"loss_type": "hinge", "rpo_alpha": 1.0} if algorithm == "dpo" else {}
+    given: dict[str, Any] = EVALUATED | more | {"metric_for_best_model": name}
+    assert resolved(algorithm, **given).config.schedule.greater_is_better is not less
+    assert resolved(algorithm, **given, greater_is_better=less).config.schedule.greater_is_better is less
+
+
+def test_a_metric_that_nobody_looks_at_is_one_problem() -> None:
+    """What is derived from it is none of the user's."""
+    with pytest.raises(ConfigError) as raised:
+        resolved("grpo", metric_for_best_model="eval_reward")
+    assert "metric_for_best_model: has no effect" in str(raised.value)
+    assert "greater_is_better" not in str(raised.value)
 
 
 def test_a_schedule_of_a_metric_may_name_it() -> None:

@@ -44,6 +44,11 @@ def goes_by_metric(config: SFTRunConfig | RLRunConfig) -> bool:
     )
 
 
+def less_is_better(name: str) -> bool:
+    """What is taken of a metric while `greater_is_better` is unset."""
+    return name.endswith(("loss", "perplexity", "truncated_share")) or "loss/" in name  # loss/nll: a part of DPO's
+
+
 def unknown_metric(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, str]]:
     """A `metric_for_best_model` that no evaluation of the run gives. (A metric of the user's own may give any name.)"""
     name = config.schedule.best_metric

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from aligntune.config.best_metric import goes_by_metric, unknown_metric
+from aligntune.config.best_metric import goes_by_metric, metrics_of, unknown_metric
 from aligntune.config.classification import classification_contradictions
 from aligntune.config.enums import LOGGERS, PrecisionType
 from aligntune.config.launch import launch_contradictions
@@ -123,10 +123,10 @@ def _learning_rate(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, s
                     f"has no effect with lr_scheduler {train.lr_scheduler}: constant_with_warmup has one",
                 )
     if train.lr_scheduler in MEASURED_SCHEDULES and schedule.greater_is_better:
+        instead = "metric_for_best_model eval_loss, or " if "loss" in metrics_of(config) else ""
         yield (
             ("train", "lr_scheduler"),
-            f"{train.lr_scheduler} takes a lower metric for better, and more is better for {schedule.best_metric}: use "
-            "metric_for_best_model eval_loss, or another schedule",
+            f"{train.lr_scheduler} takes a lower metric for better, and more is better for {schedule.best_metric}: use {instead}another schedule",
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from aligntune.config.algorithms import MetaESConfig
 from aligntune.config.applies import GROUP_RELATIVE
-from aligntune.config.best_metric import goes_by_metric
+from aligntune.config.best_metric import goes_by_metric, less_is_better
 from aligntune.config.enums import AlgorithmType as A
 from aligntune.config.rewards import RewardConfig
 from aligntune.config.rl import TrainingConfig
@@ -20,13 +20,9 @@ def derived(config: SFTRunConfig | RLRunConfig) -> Iterator[tuple[Path, Any, str
     """(path, value, why) of unset settings whose value follows from the rest of the run."""
     yield from _save_at_evaluations(config)
     metric = config.train.metric_for_best_model
-    if (
-        config.train.is_set("metric_for_best_model")
-        and metric
-        and goes_by_metric(config)
-        and not config.train.is_set("greater_is_better")
-    ):
-        lower = metric.endswith(("loss", "perplexity"))
+    given = config.train.is_set("metric_for_best_model") and goes_by_metric(config)
+    if metric and given and not config.train.is_set("greater_is_better"):
+        lower = less_is_better(metric)
         yield ("train", "greater_is_better"), not lower, f"{'less' if lower else 'more'} is better for {metric}"
     model = config.model
     if (
