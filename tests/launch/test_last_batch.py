@@ -27,7 +27,7 @@ KINDS = [
     "known-native",
 ]
 
-PAIRS: dict[str, dict[str, Any]] = {"dpo": {}, "aot": {"loss_type": "aot"}, "known": {}}
+PAIRS: dict[str, dict[str, Any]] = {"dpo": {}, "aot": {"loss_type": "aot_unpaired"}, "known": {}}
 """Settings of DPO: a plain loss, one that compares the pairs of a step, and log-probabilities of the reference in the rows."""
 
 
@@ -41,6 +41,8 @@ def finished(
     for name in ("rows", "classes", "pairs"):
         lines = (parts / f"{name}.jsonl").read_text().splitlines(keepends=True)
         (folder / f"{name}.jsonl").write_text("".join(lines[:ROWS]))
+    rows = (parts / "rows.jsonl").read_text().splitlines(keepends=True)
+    (folder / "flow.jsonl").write_text("".join(rows[: ROWS + 1]))  # of one row, its own repetitions have the mean
     tiny.write_rows(folder / "many.jsonl", tiny.chats(40))
 
     def config(kind: str, layout: str, world: int) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def finished(
             }
         train: dict[str, Any] = {"lengths": {"group_by_length": True}, "cut": {"micro_batch_tokens": 73}, "packed": {"packing": True}}.get(name, {})  # fmt: skip
         found = sft_config(folder / f"{kind}-{layout}", world, backend, **train)
-        rows = {"classes": "classes", "packed": "many"}.get(name, "rows")
+        rows = {"classes": "classes", "packed": "many", "stream": "flow"}.get(name, "rows")
         found["dataset"] = {"name": str(folder / f"{rows}.jsonl"), "streaming": name == "stream"}
         del found["eval_dataset"]
         if name == "classes":
@@ -79,6 +81,7 @@ def lines(folder: Path, *names: str) -> list[float]:
 @pytest.mark.parametrize("layout", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_equal_one(finished: Path, kind: str, layout: str) -> None:
-    one, two = (lines(finished / f"{kind}-{name}", "loss", "grad_norm") for name in ("one", layout))
+    names = ["loss", "grad_norm", *(["rewards/margins", "logps/chosen"] if kind.split("-")[0] in PAIRS else [])]
+    one, two = (lines(finished / f"{kind}-{name}", *names) for name in ("one", layout))
     assert two == pytest.approx(one, rel=1e-4, abs=1e-5)
-    assert len(one) == 8
+    assert len(one) == 4 * len(names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,16 @@ def test_an_adapter_is_not_merged_into_quantised_weights(files: Path, tmp_path: 
         again.train()
     with pytest.raises(ModelError, match="save its adapter, then aligntune export"):
         first.save_model(tmp_path / "merged", merge=True)
+
+
+def test_adapters_below_are_not_merged_into_quantised_weights(files: Path, first: Any) -> None:
+    upper = files / "upper"
+    shutil.copytree(files / "first" / "model", upper)
+    config = json.loads((upper / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = f"{files / 'model'} + {files / 'first' / 'model'}"
+    (upper / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"upper: lies on a model that is quantised .*aligntune export"):
+        evaluate(str(upper), str(files / "train.jsonl"), precision="fp32", quantization=FOUR, peft_enabled=True)
 
 
 def test_an_evaluation_on_the_quantised_base_is_that_of_the_run(files: Path, first: Any) -> None:
