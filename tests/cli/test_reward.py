@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 import shell
 import tiny
+from aligntune.cli.reward import _is_model
 from shell import Done
 
 
@@ -124,3 +127,11 @@ def test_validate_names_every_wrong_reward_with_its_line(tmp_path: Path) -> None
     assert found.returncode == 2
     assert f"{file}:5: unknown reward 'lenght'" in found.stderr
     assert f"{file}:7: reward 'length' has no param 'maximum'" in found.stderr
+
+
+def test_the_folder_of_a_run_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, file in (("judge/model", "adapter_config.json"), ("plain", "config.json"), ("length", "notes.txt")):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / file).write_text("{}")
+    assert [_is_model(name) for name in ("judge", "plain", "length", "brevity")] == [True, True, False, False]

@@ -102,6 +102,14 @@ def test_a_name_alone_leaves_the_other_settings_of_an_include(tmp_path: Path, ba
     assert (found.dataset.name, found.dataset.max_samples) == ("e", 5)
 
 
+def test_a_name_alone_leaves_the_other_settings_of_an_include_before(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", "model: {name_or_path: old, max_seq_length: 77}\n")
+    write(tmp_path / "name.yaml", "model: new\n")
+    file = write(tmp_path / "run.yaml", "include: [base.yaml, name.yaml]\nalgorithm: sft\ndataset: d\n")
+    model = resolve(file).config.model
+    assert (model.name_or_path, model.max_seq_length) == ("new", 77)
+
+
 def test_include_of_itself_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "run.yaml", "include: run.yaml\n")
     with pytest.raises(ConfigError, match="includes itself"):

@@ -296,6 +296,12 @@ class TestLongCurves:
             assert value == pytest.approx(math.sin((part + 0.5) * 50_000 / len(trend) / 8_000), abs=0.05)
         assert len(drawn) < 60_000
 
+    def test_a_long_curve_with_a_band_keeps_its_band(self):
+        steps = list(range(LONG + 100))
+        low, high = [-1.0] * len(steps), [1.0] * len(steps)
+        drawn = line_chart([Line("mean", steps, [0.5] * len(steps), low, high)], title="mean")
+        assert 'class="band' in drawn
+
     def test_a_curve_that_is_smooth_by_itself_stays_one_line(self):
         steps = list(range(50_000))
         drawn = line_chart([Line("rate", steps, [1 - step / 50_000 for step in steps])], title="rate", smoothing=0.95)

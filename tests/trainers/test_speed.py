@@ -11,6 +11,7 @@ import torch
 
 import tiny
 from aligntune.config import compiling as rules
+from aligntune.config.resolve import resolve
 from aligntune.core.backend_factory import create_rl_trainer, create_sft_trainer
 from aligntune.errors import AlignTuneError, ConfigError
 from aligntune.models import precision
@@ -99,6 +100,15 @@ def test_online_rl_with_compiled_layers(files: Path, compiled: list[Any]) -> Non
     plain = losses(online(files, "plain"))
     assert losses(online(files, "compiled", compile=True)) == pytest.approx(plain, abs=1e-5)
     assert len(compiled) == 1
+
+
+@pytest.mark.parametrize(("algorithm", "unasked"), [("grpo", True), ("ppo", True), ("meta_es", False), ("dpo", False)])
+def test_which_algorithms_compile_unasked(algorithm: str, unasked: bool) -> None:
+    given: dict[str, Any] = {"model": {"name_or_path": "m", "use_peft": False}, "dataset": "d"}
+    given |= {"rewards": ["length"]} if algorithm != "dpo" else {}
+    given |= {"train": {"verifier": "exact_match"}} if algorithm == "meta_es" else {}
+    run = resolve(given, algorithm=algorithm).config
+    assert (rules.compiling(run, lambda: 10**6) is not None) == unasked
 
 
 def test_a_gpu_compiles_a_long_online_run_of_all_weights(
