@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from aligntune.errors import ConfigError
 from aligntune.optim import split_adamw
 from aligntune.optim.split_adamw import SplitAdamW, master, noise, round_stochastically, split
 
@@ -135,3 +136,10 @@ def test_tensors_are_updated_together_where_they_lie_on_one_device(monkeypatch: 
     )
     SplitAdamW([{"params": parameters[:4], "lr": 0.1}, {"params": parameters[4:], "lr": 0.2}], lr=0.1).step()
     assert launches == [(0.1, ["cpu", "cpu"]), (0.1, ["meta", "meta"]), (0.2, ["cpu"])]
+
+
+def test_a_weight_that_cannot_be_counted_is_refused() -> None:
+    parameter = torch.nn.Parameter(torch.empty(2**31, dtype=torch.bfloat16, device="meta"))
+    parameter.grad = torch.empty_like(parameter)
+    with pytest.raises(ConfigError, match="one has 2,147,483,648: use another optimizer"):
+        SplitAdamW([parameter]).step()

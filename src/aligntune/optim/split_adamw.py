@@ -22,8 +22,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from aligntune.errors import ConfigError
+
 ROUND_UP = 0x8000
 """Half of a bfloat16's last digit, in bits of a float32."""
+
+
+LARGEST = 2**31 - 1
+"""Numbers of the largest weight."""
 
 
 class Step(NamedTuple):
@@ -99,6 +105,10 @@ class SplitAdamW(torch.optim.Optimizer):
         state: dict[str, Any] = self.state[parameter]
         if not state:
             split = parameter.dtype == torch.bfloat16
+            if split and parameter.numel() > LARGEST:
+                raise ConfigError(
+                    f"adamw_split counts the numbers of a weight in 32 bits, and one has {parameter.numel():,}: use another optimizer"
+                )
             dtype = self.moments if split else parameter.dtype
             state["step"] = 0
             state["exp_avg"] = torch.zeros_like(parameter, dtype=dtype)
