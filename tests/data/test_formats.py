@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 from datasets import Dataset
@@ -19,6 +20,7 @@ from aligntune.data.examples import (
     TaggedExample,
     TextExample,
 )
+from aligntune.data.formats import FORMATS
 from aligntune.errors import ConfigError, DataError
 
 USER, BOT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}
@@ -359,3 +361,8 @@ class TestPrompts:
         assert read_rl({"prompt": "Hi"}, "prompt", tools=[{"name": "f"}]).tools == [schema]
         row = {"prompt": "Hi", "tools": '[{"name": "g"}]'}
         assert read_rl(row, "prompt", tools=[{"name": "f"}]).tools[0]["function"]["name"] == "g"
+
+
+def test_a_format_reaches_a_worker_that_was_not_forked() -> None:
+    """Streams send their format to workers, pickled where processes are spawned (macOS, Windows, Python 3.14)."""
+    assert all(pickle.loads(pickle.dumps(entry)) is entry for entry in FORMATS.values())  # noqa: S301

@@ -39,8 +39,16 @@ class RowFormat:
     def parts(self) -> tuple[str, ...]:
         return (*self.needs, *self.may)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As its name and its reader, whose module registers it where it is loaded: a worker of a stream that was not forked."""
+        return _registered, (self.kind, self.name, self.read)
+
 
 FORMATS: dict[tuple[Kind, str], RowFormat] = {}
+
+
+def _registered(kind: Kind, name: str, _read: Callable[..., Example]) -> RowFormat:
+    return FORMATS[kind, name]
 
 
 def row_format(
