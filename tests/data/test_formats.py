@@ -365,4 +365,4 @@ class TestPrompts:
 
 def test_a_format_reaches_a_worker_that_was_not_forked() -> None:
     """Streams send their format to workers, pickled where processes are spawned (macOS, Windows, Python 3.14)."""
-    assert all(pickle.loads(pickle.dumps(entry)) is entry for entry in FORMATS.values())  # noqa: S301
+    assert all(pickle.loads(pickle.dumps(entry)) is entry for entry in FORMATS.values())
