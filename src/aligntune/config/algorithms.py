@@ -169,6 +169,11 @@ class MetaESConfig(NeuralMirrorConfig):
     fitness_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training prompts held out for the fitness. Evaluation data stays untouched. (Addition.)"""
 
+    @property
+    def trainings(self) -> int:
+        """Those of the whole evolution: a generation's centre and its N candidates, and the last centre. `patience` may end it earlier."""
+        return self.meta_iterations * (self.N + 1) + 1
+
     @model_validator(mode="after")
     def _even(self) -> Self:
         if self.N % 2:

@@ -93,8 +93,7 @@ def count_steps(run: SFTRunConfig | RLRunConfig, training: Training, processes: 
 
 
 def _evolution(train: TrainingConfig | SFTTrainingConfig) -> tuple[int, int] | None:
-    """A generation measures its centre and N candidates; after the last, the new centre is measured too."""
-    return (train.meta_iterations * (train.N + 1) + 1, train.T) if isinstance(train, MetaESConfig) else None
+    return (train.trainings, train.T) if isinstance(train, MetaESConfig) else None
 
 
 def optimizer_steps(run: SFTRunConfig | RLRunConfig, processes: int) -> int | None:

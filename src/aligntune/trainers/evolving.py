@@ -128,8 +128,9 @@ class Evolution:
             )
 
     def _progress(self, generation: int, finished: int, of: int) -> None:
-        size, total = self.config.N + 1, (self.config.meta_iterations + 1) * (self.config.N + 1) - self.config.N
-        self.recorder.progress(generation * size + finished + (size - of if self.observed else 0), total, "evolution")
+        size = self.config.N + 1
+        before = generation * size + (size - of if self.observed else 0)
+        self.recorder.progress(before + finished, self.config.trainings, "evolution")
 
     def _show(self, record: Mapping[str, Any]) -> None:
         """Tell the recorder: numbers of this generation as metrics of the split `evolution`."""

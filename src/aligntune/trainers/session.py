@@ -297,11 +297,9 @@ class Session(ABC):
         trainer = self.trainer = self.build_trainer()
         attach_recorder(trainer, self.recorder, self.directory if is_main_process() else None)
         fit(trainer, checkpoint)
-        state = trainer.state
-        if self.config.schedule.keep_best and state.best_global_step is not None:
-            self.recorder.note(
-                f"kept the weights of step {state.best_global_step}, the best by {trainer.args.metric_for_best_model}"
-            )
+        best = trainer.state.best_global_step
+        if self.config.schedule.keep_best and best is not None:
+            self.recorder.note(f"kept the weights of step {best}, the best by {trainer.args.metric_for_best_model}")
         self.metrics = self.final_metrics(trainer)
         self.show_samples(int(trainer.state.global_step))
         self.after()

@@ -55,7 +55,7 @@ def joined(causal: Any) -> Iterator[None]:
     changed: list[nn.Linear] = []
     try:
         for linears in _groups(causal):
-            if all(_adjacent(parts) for parts in _parameters(linears)):
+            if _lie_together(linears):
                 joint = Joint(linears)
                 for place, linear in enumerate(linears):
                     vars(linear).update(_joint=joint, _place=place, forward=types.MethodType(_forward, linear))
@@ -77,7 +77,7 @@ def lay_together(causal: Any) -> int:
                 whole = torch.cat([part.data for part in parts])
                 for part, window in zip(parts, whole.split([len(part) for part in parts]), strict=True):
                     part.data = window
-    return sum(all(_adjacent(parts) for parts in _parameters(linears)) for linears in groups)
+    return sum(map(_lie_together, groups))
 
 
 def _forward(linear: Any, value: Tensor) -> Tensor:
@@ -125,6 +125,10 @@ def _parameters(linears: Sequence[nn.Linear]) -> list[list[nn.Parameter]]:
     """Their weights, and their biases if they have any."""
     kinds = ("weight",) if linears[0].bias is None else ("weight", "bias")
     return [[getattr(linear, kind) for linear in linears] for kind in kinds]
+
+
+def _lie_together(linears: Sequence[nn.Linear]) -> bool:
+    return all(map(_adjacent, _parameters(linears)))
 
 
 def _adjacent(parts: Sequence[Tensor]) -> bool:
